@@ -1,0 +1,1 @@
+"""One data partner: its data, its privacy, its worker."""

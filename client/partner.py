@@ -1,0 +1,52 @@
+"""What one partner says in its own TOML: who it is, where its clicks and ledger lie, what it allows.
+
+Nothing here comes from the server, and nothing that the server sends can change it.
+"""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated
+
+import tomli_w
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
+from common.errors import ConfigError
+
+
+@dataclass(frozen=True, config=STRICT)
+class PartnerConfig:
+    """One partner's own configuration; relative paths are taken from the file's folder."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    clicks: str  # CSV or Parquet
+    card: str  # data card: which column plays which role
+    ledger: str  # append-only privacy ledger
+    state: str  # folder for the last contribution sent, so that a retry never draws fresh noise
+    declared_users: Positive  # published; the divisor of steps and the partner's weight, never read off the data
+    model: ModelConfig = field(default_factory=ModelConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+
+    def __post_init__(self) -> None:
+        if self.privacy.mode != "none" and self.privacy.noise_multiplier is None:
+            raise ConfigError(
+                f"{self.name}: privacy.noise_multiplier is unset; a partner states its own noise"
+                f' (privacy.mode = "{self.privacy.mode}")'
+            )
+        if self.privacy.mode != "none" and self.model.item_rates != "none":
+            raise ConfigError(f"{self.name}: model.item_rates needs exact counts, which are not private")
+
+
+def load_partner(path: Path) -> PartnerConfig:
+    """Returns a partner's configuration with absolute paths, or raises `ConfigError`."""
+    table = read_toml(path)
+    for key in ("clicks", "card", "ledger", "state"):
+        if isinstance(table.get(key), str):
+            table[key] = str((path.parent / table[key]).resolve())
+    return parse_table(PartnerConfig, table)
+
+
+def dump_partner(config: PartnerConfig) -> str:
+    """Returns the TOML text of a partner's configuration."""
+    return tomli_w.dumps(to_table(config))

@@ -1,0 +1,205 @@
+"""Opacus DP-SGD at one partner: per-user gradients, own Poisson sampler, clipped sum and noise.
+
+Opacus' hooks give the exact gradient of every batch element (the user). Sampler, clipping, sum and noise are the
+project's own, since PrivacyEngine's sampling rate, step count and empty batches are wrong for rounds of a federation
+(docs/PRIVACY.md lists what was seen). Everything random comes from one `Randomness` of the partner's own.
+
+Legend: B sampled users, D trainable parameters, N users of the partner.
+Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1; McMahan et al. 2018, "Learning
+Differentially Private Recurrent Language Models", section 2 (the unit is the user).
+"""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleHooks
+from torch import Tensor, nn
+
+from common.config import PrivacyConfig
+from common.features import UserRows, make_batch
+from common.messages import TrainingPlan
+from common.model.click_model import ClickModel, forward, user_losses
+from common.vector import read_vector, write_vector
+
+Float = NDArray[np.float32]
+
+# The text states are inputs without gradients, which is what frozen means; torch warns of it once per hook.
+warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
+
+# A physical batch is bounded in rows, so that one step of many users, or of users with many rows, fits in memory.
+# Which users share a physical batch changes nothing: every gradient is one user's alone.
+_PHYSICAL_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class DpStep:
+    """What one step needs to be private; `noise_multiplier` 0 and `clip` None are plain SGD on the same code path."""
+
+    sampling_rate: float
+    noise_multiplier: float
+    clip: float | None
+    max_rows: int
+    expected_users: float  # public divisor: sampling rate x declared users, never the sampled size
+
+    def __post_init__(self) -> None:
+        if self.clip is None and self.noise_multiplier > 0:
+            raise ValueError("noise_multiplier > 0 without clip: noise has no scale without a bound")
+
+
+class Randomness:
+    """Sampling and noise of one partner in one round.
+
+    Production seeds both from the operating system. With `fixed_seed` they are a function of (seed, partner, round):
+    reproducible, different at every partner, and no privacy against whoever knows the seed; ledger and report say so.
+    """
+
+    def __init__(self, fixed_seed: int | None, partner: str, round_number: int) -> None:
+        self.sampling = np.random.default_rng(_seed_words(fixed_seed, partner, round_number, "sampling"))
+        self.noise = np.random.default_rng(_seed_words(fixed_seed, partner, round_number, "noise"))
+
+
+def _seed_words(fixed_seed: int | None, *labels: object) -> list[int]:
+    """Returns 256 bits for one purpose; equal seeds at two partners still give unrelated streams."""
+    if fixed_seed is None:
+        digest = os.urandom(32)
+    else:
+        digest = hashlib.sha256(repr((fixed_seed, *labels)).encode()).digest()
+    return [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 32, 4)]
+
+
+def train_privately(
+    model: ClickModel, start_D: Float, rows: UserRows, plan: TrainingPlan, step: DpStep, randomness: Randomness
+) -> Float:
+    """Returns the update (after - before, float32 [D]) of `plan.local_steps` DP-SGD steps from `start_D`.
+
+    Formal guarantees:
+        - Each step releases the clipped sum over a Poisson sample of users plus Gaussian noise of standard deviation
+          `noise_multiplier * clip`, divided by a public constant; all else is post-processing of these.
+        - A user changes one step's clipped sum by at most `clip` in L2, whatever the user's rows hold: NaN counts 0.
+        - An empty sample is a step like any other.
+    """
+    _refuse_layers_with_memory(model)
+    write_vector(model, start_D)
+    model.train()  # Opacus' hooks keep activations only in training mode
+    optimiser = make_optimiser(model, plan)
+    hooks = GradSampleHooks(model, loss_reduction="sum")
+    try:
+        for _ in range(plan.local_steps):
+            users = sample_users(rows.num_users, step.sampling_rate, randomness.sampling)
+            total_D = clipped_sum(model, rows, choose_rows(rows, users, step.max_rows, randomness.sampling), step.clip)
+            total_D += gaussian_noise(len(total_D), step, randomness.noise)
+            _set_gradients(model, total_D / step.expected_users)
+            optimiser.step()
+    finally:
+        hooks.cleanup()
+    return read_vector(model) - start_D
+
+
+def sample_users(num_users: int, rate: float, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Returns a Poisson sample of user numbers: each joins independently with probability `rate`."""
+    return np.flatnonzero(generator.random(num_users) < rate)
+
+
+def choose_rows(
+    rows: UserRows, users: NDArray[np.int64], max_rows: int, generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Returns for each user its row numbers, at most `max_rows` of them drawn without replacement."""
+    chosen = []
+    for user in users:
+        start, stop = int(rows.offset_U1[user]), int(rows.offset_U1[user + 1])
+        if stop - start <= max_rows:
+            chosen.append(np.arange(start, stop))
+        else:
+            chosen.append(start + np.sort(generator.choice(stop - start, max_rows, replace=False)))
+    return chosen
+
+
+def clipped_sum(
+    model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]], clip: float | None
+) -> NDArray[np.float64]:
+    """Returns the sum over users of their clipped gradients, float64 [D]; zeros when nobody was sampled."""
+    total_D = np.zeros(sum(parameter.numel() for parameter in model.parameters()))
+    for part in physical_batches(chosen):
+        gradient_BD = per_user_gradients(model, rows, part)
+        total_D += clip_and_sum(gradient_BD, clip).numpy()
+    return total_D
+
+
+def physical_batches(chosen: Sequence[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
+    """Returns the users in runs whose padded size stays under the bound; a user never spans two."""
+    parts: list[list[NDArray[np.int64]]] = []
+    width = 0
+    for row_M in chosen:
+        width = max(width, len(row_M))
+        if not parts or (len(parts[-1]) + 1) * width > _PHYSICAL_ROWS:
+            parts.append([])
+            width = len(row_M)
+        parts[-1].append(row_M)
+    return parts
+
+
+def per_user_gradients(model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]]) -> Tensor:
+    """Returns each user's gradient of its summed loss, float32 [B, D], from Opacus' hooks on the model."""
+    batch = make_batch(rows, chosen)
+    for parameter in model.parameters():
+        parameter.grad = None
+        parameter.grad_sample = None  # type: ignore[attr-defined]
+    user_losses(forward(model, batch), batch).sum().backward()  # type: ignore[no-untyped-call]
+    return torch.cat([_grad_sample(parameter).flatten(1) for parameter in model.parameters()], dim=1)
+
+
+def clip_and_sum(gradient_BD: Tensor, clip: float | None) -> Tensor:
+    """Returns the sum of the rows, each scaled down to L2 norm `clip`, float64 [D]; a row that is not finite counts 0.
+
+    Norms are taken in float64 and the factor is rounded towards zero, so that no row exceeds the bound by rounding.
+    """
+    gradient_BD = gradient_BD.double()
+    if clip is None:
+        return gradient_BD.sum(0)
+    norm_B = gradient_BD.norm(dim=1)
+    factor_B = torch.clamp(clip / norm_B.clamp(min=1e-30), max=1.0) * (1 - 1e-12)
+    finite_B = torch.isfinite(norm_B)
+    gradient_BD = torch.where(finite_B[:, None], gradient_BD, 0.0)
+    return torch.where(finite_B, factor_B, 0.0) @ gradient_BD
+
+
+def gaussian_noise(size: int, step: DpStep, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Returns independent Gaussian noise of standard deviation `noise_multiplier * clip`, float64 [D]."""
+    if step.clip is None or step.noise_multiplier == 0:
+        return np.zeros(size)
+    return generator.normal(0.0, step.noise_multiplier * step.clip, size)
+
+
+def make_optimiser(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimizer:
+    """Returns the partner's optimiser, without state from earlier rounds."""
+    if plan.client_optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+
+
+def _refuse_layers_with_memory(model: nn.Module) -> None:
+    """A buffer (BatchNorm's statistics) would carry private rows out unaccounted; dropout would be unseeded."""
+    for name, module in model.named_modules():
+        if next(module.buffers(recurse=False), None) is not None or isinstance(module, nn.Dropout):
+            raise TypeError(f"layer {name or 'model'} ({type(module).__name__}) cannot be trained privately")
+
+
+def _set_gradients(model: nn.Module, gradient_D: NDArray[np.float64]) -> None:
+    position = 0
+    for parameter in model.parameters():
+        part = gradient_D[position : position + parameter.numel()]
+        parameter.grad = torch.from_numpy(part.astype(np.float32)).view_as(parameter)
+        position += parameter.numel()
+
+
+def _grad_sample(parameter: nn.Parameter) -> Tensor:
+    gradient = parameter.grad_sample
+    if not isinstance(gradient, Tensor):
+        raise TypeError(f"expected one per-user gradient, got {type(gradient).__name__}")
+    return gradient

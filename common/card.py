@@ -1,0 +1,151 @@
+"""The data card: a TOML file that says which column of a click log plays which role.
+
+```toml
+[columns]
+user = "visitor_id"
+time = "shown_at"
+text = ["headline", "body"]     # one column, or several that are joined by ". "
+clicked = "clicked"             # 0/1, true/false, or a number beside click.threshold
+item = "ad_id"                  # optional, as are all below; without it an item is the hash of its text
+purchased = "bought"
+slate = "impression_id"         # which rows were shown together
+domain = "vertical"
+context = ["placement", "device"]
+
+[click]
+threshold = 4.0                 # optional: clicked = value >= threshold
+
+[time]
+unit = "iso"                    # "seconds" | "milliseconds" | "iso" (without a zone: UTC)
+```
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from common.config import STRICT, parse_table, read_toml
+from common.errors import ConfigError
+
+CONTEXT_PREFIX = "context:"
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+def _as_tuple(value: Any) -> Any:
+    """Returns one column's name, or a list of them, as a tuple, and anything else as it is."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, config=STRICT)
+class Columns:
+    """Which column plays which role; an empty name means that the log has no such column."""
+
+    user: Name
+    time: Name
+    text: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    clicked: Name
+    item: str = ""
+    purchased: str = ""
+    slate: str = ""
+    domain: str = ""
+    context: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
+
+    def names(self) -> list[str]:
+        """Returns every mapped column once, in the order of the roles."""
+        optional = [name for name in (self.item, self.purchased, self.slate, self.domain) if name]
+        return list(dict.fromkeys([self.user, self.time, *self.text, self.clicked, *optional, *self.context]))
+
+
+@dataclass(frozen=True, config=STRICT)
+class Click:
+    """What counts as a click."""
+
+    threshold: float | None = None  # clicked = value >= threshold; unset: the column holds 0/1 already
+
+
+@dataclass(frozen=True, config=STRICT)
+class Time:
+    """How moments are written. There is no default: a guessed unit would pass silently."""
+
+    unit: Literal["seconds", "milliseconds", "iso"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataCard:
+    """The whole card; `load_card` is the usual way to get one."""
+
+    columns: Columns
+    time: Time
+    click: Click = Field(default_factory=Click)
+
+    def __post_init__(self) -> None:
+        problems = _cross_checks(self.columns)
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def _cross_checks(columns: Columns) -> list[str]:
+    """Returns one line per mapping that would leak a label or give two columns one name."""
+    problems = []
+    labels = {columns.clicked: "clicked"} | ({columns.purchased: "purchased"} if columns.purchased else {})
+    if len(labels) == 1 and columns.purchased:
+        problems.append(f'columns.purchased = "{columns.purchased}": the same column as columns.clicked')
+    for role, names in (("text", columns.text), ("context", columns.context)):
+        problems += [
+            f'columns.{role} = "{name}": is columns.{labels[name]} too, which gives the answer away; leave it out'
+            for name in names
+            if name in labels
+        ]
+    bare = [name.removeprefix(CONTEXT_PREFIX) for name in columns.context]
+    problems += [
+        f'columns.context = "{name}": listed twice; leave one out'
+        for name in sorted({name for name in bare if bare.count(name) > 1})
+    ]
+    return problems
+
+
+def parse_card(table: Mapping[str, Any]) -> DataCard:
+    """Returns the card that a parsed TOML table describes.
+
+    Raises:
+        ConfigError: for unknown, missing or mistyped keys and for labels that are mapped as inputs; one line each.
+    """
+    return parse_table(DataCard, table)
+
+
+def load_card(path: Path) -> DataCard:
+    """Returns the data card in a TOML file.
+
+    Raises:
+        ConfigError: when the file is missing, is not TOML, or `parse_card` refuses it; every line names the file.
+    """
+    if not path.is_file():
+        what = "is a folder; give a TOML file" if path.is_dir() else "no such data card; write one, or mend data.card"
+        raise ConfigError(f"{path}: {what}")
+    table = read_toml(path)
+    try:
+        return parse_card(table)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def canonical_card(rows: pd.DataFrame) -> DataCard:
+    """Returns the card under which a file written by `write_clicks` reads back as the same rows."""
+    present = set(rows.columns)
+    columns = Columns(
+        user="user",
+        time="time",
+        text=("text",),
+        clicked="clicked",
+        item="item",
+        purchased="purchased" if "purchased" in present else "",
+        slate="slate" if "slate" in present else "",
+        domain="domain",
+        context=tuple(name for name in rows.columns if name.startswith(CONTEXT_PREFIX)),
+    )
+    return DataCard(columns=columns, time=Time(unit="seconds"))

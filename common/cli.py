@@ -1,0 +1,130 @@
+"""`hushclick COMMAND CONFIG [--set key=value ...] [--out DIR] [--json]`: one table of commands, imported on use.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 budget exhausted, 4 privacy violation found.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import HushclickError, UsageError
+
+# Before numpy and torch load: several clients share the cores, so each computes on one; and no hub is ever asked.
+for _name, _value in (
+    ("OMP_NUM_THREADS", "1"),
+    ("OPENBLAS_NUM_THREADS", "1"),
+    ("HF_HUB_OFFLINE", "1"),
+    ("TOKENIZERS_PARALLELISM", "false"),
+    ("FLWR_TELEMETRY_ENABLED", "0"),
+    ("FLWR_DISABLE_UPDATE_CHECK", "1"),
+):
+    os.environ.setdefault(_name, _value)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it is for, and the module that has `add_arguments` and `command`; None = not built yet."""
+
+    help: str
+    module: str | None = None
+    takes: str = "config"  # config (a TOML) or run (a run folder)
+
+
+COMMANDS: dict[str, Command] = {
+    "simulate": Command("train over simulated partners on this machine, and write a report", "simulations.run"),
+    "sweep": Command("draw utility against privacy over seeds and settings"),
+    "audit": Command("attack a run's privacy claim and print the lower bound"),
+    "budget": Command("plan, show and forecast a partner's privacy budget"),
+    "check": Command("preflight of a partner: data, keys, network, budget"),
+    "provision": Command("make one kit per partner"),
+    "keys": Command("make and rotate a partner's keys"),
+    "server": Command("run the coordinator of a deployment"),
+    "worker": Command("run a partner's worker"),
+    "client": Command("run a partner's client"),
+    "report": Command("write a run folder's report.html again", "server.report_command", takes="run"),
+    "data": Command("read the clicks of a configuration and say what is in them", "simulations.data_command"),
+    "predict": Command("score rows with a trained model"),
+    "rank": Command("rank ads for a user with a trained model"),
+    "explain": Command("say why a model ranks an ad where it does"),
+    "copy": Command("write ad copy"),
+    "refresh": Command("refresh tired creatives"),
+    "serve": Command("serve a trained model over HTTP"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands; modules of commands are not imported for it, but for `add_arguments`."""
+    parser = argparse.ArgumentParser(
+        prog="hushclick", description="Privacy-preserving federated training of click models.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, command in COMMANDS.items():
+        text = command.help if command.module else f"{command.help} (not in this version)"
+        sub = commands.add_parser(name, help=text, description=command.help.capitalize() + ".", allow_abbrev=False)
+        what = "run folder" if command.takes == "run" else "configuration (TOML)"
+        sub.add_argument("config", type=Path, nargs="?", metavar="RUN" if command.takes == "run" else "CONFIG", help=what)
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, such as round.num_rounds=3")
+        sub.add_argument("--out", type=Path, metavar="DIR", help="where results go")
+        sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; whatever a user can cause ends in one line, without a traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv)
+    except HushclickError as error:
+        _complain(str(error), as_json="--json" in argv, code=error.exit_code)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("stopped; the same command with --resume goes on from the last good round", "--json" in argv, 1)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(argv: list[str]) -> int:
+    parser = build_parser()
+    name = next((word for word in argv if not word.startswith("-")), None)
+    command = COMMANDS.get(name or "")
+    module: Any = importlib.import_module(command.module) if command and command.module and "-h" not in argv else None
+    if module is not None:
+        subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        module.add_arguments(subparsers.choices[name])
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        sys.stdout.write(f"hushclick {importlib.import_module('importlib.metadata').version('hushclick')}\n")
+        return 0
+    if command is None:
+        parser.print_help()
+        return 2
+    if module is None:
+        raise UsageError(f"{name}: not in this version; CHANGELOG.md says what is")
+    if arguments.config is None:
+        raise UsageError(f"{name} needs a {'run folder' if command.takes == 'run' else 'configuration: a TOML file'}")
+    result = module.command(arguments)
+    if arguments.json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+    else:
+        module.show(result, arguments)
+    return 0
+
+
+def _complain(text: str, as_json: bool, code: int) -> None:
+    """Says what went wrong: on stderr, and as JSON on stdout where JSON was asked for."""
+    sys.stderr.write("".join(f"hushclick: {line}\n" for line in text.splitlines()))
+    if as_json:
+        sys.stdout.write(json.dumps({"error": text, "exit_code": code}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""One TOML file -> nested frozen dataclasses, and back.
+
+Every key is declared here once, with its type, its bounds and what it means. An unknown key, a wrong type or a
+value out of range is a `ConfigError` that names the key, the value and the bound. The fields that can change what
+an epsilon means form a class of their own, `PrivacyConfig`: nothing outside it may alter a guarantee.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tomli_w
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from common.errors import ConfigError
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+Split = Literal["time", "user", "user_time"]
+Partition = Literal["hash", "dominant", "skew"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class GeneratorConfig:
+    """Size and structure of a generated click log (used where `data.source = "generated"`)."""
+
+    users: Positive = 2000
+    items: Annotated[int, Field(ge=5)] = 600
+    impressions_per_user: Annotated[int, Field(ge=2)] = 24  # mean; the spread is geometric-like
+    languages: Literal["en", "zh", "both"] = "both"
+    domains: Annotated[int, Field(ge=1, le=5)] = 5  # e-commerce, social, news, video, apps: the first so many
+    signal: Annotated[float, Field(ge=0, le=10)] = 1.5  # logit weight of a user's planted taste; 0 = nothing to learn
+    base_rate: Share = 0.2
+    purchase_rate: Annotated[float, Field(ge=0, lt=1)] = 0.15  # of clicks; 0 = the log has no purchase column
+    seed: Seed = 1
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    """Where clicks come from, how they are split in time and over partners."""
+
+    source: Literal["movielens", "movietweetings", "generated", "files"] = "movielens"
+    path: str = ""  # a folder (movietweetings) or a CSV or Parquet file (files)
+    card: str = ""  # data card (TOML) that maps the file's columns to roles; needed for "files"
+    click_threshold: float | None = None  # rating that counts as a click; unset = the source's usual one
+    partners: Annotated[int, Field(ge=1, le=100_000)] = 6
+    partition: Partition = "hash"
+    size_skew: Annotated[float, Field(ge=0, le=5)] = 1.2  # Zipf exponent of partner sizes for partition = "skew"
+    split: Split = "time"
+    test_share: Share = 0.2  # latest share of rows (time), share of users (user)
+    max_users: Annotated[int, Field(ge=0)] = 0  # 0 = all; else so many users, drawn by hash
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """The click model: which text encoder, and how large the trained part is."""
+
+    encoder: str = "bundled:minilm"  # bundled:NAME | path:DIR | hub:ORG/NAME@COMMIT
+    encoder_sha256: str = ""  # expected hash of the weights file; bundled encoders know theirs
+    max_tokens: Annotated[int, Field(ge=4, le=512)] = 48
+    history: Annotated[int, Field(ge=0, le=512)] = 20  # latest positives that an impression may attend to
+    width: Annotated[int, Field(ge=2, le=1024)] = 16  # of the candidate projection and the interest vector
+    hidden: Annotated[int, Field(ge=2, le=4096)] = 16  # of the head
+    context_buckets: Annotated[int, Field(ge=1, le=4096)] = 16  # context values are hashed into so many
+    prior_click_rate: Share = 0.5  # public guess, to which a user's own past rate is shrunk
+    item_rates: Literal["none", "exact"] = "none"  # exact item means are not private: refused under DP
+    cache: str = ""  # folder of encoded texts; unset = HUSHCLICK_CACHE, else ~/.cache/hushclick
+
+
+@dataclass(frozen=True, config=STRICT)
+class RoundConfig:
+    """How many rounds, over which partners, with what local work."""
+
+    num_rounds: Positive = 10
+    partners_per_round: Annotated[int, Field(ge=0)] = 0  # 0 = all
+    local_steps: Positive = 4
+    client_optimiser: Literal["sgd", "adam"] = "adam"
+    learning_rate: PositiveFloat = 0.01
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: Seed = 1  # of initial weights and cohorts: public, never of noise or sampling
+
+
+@dataclass(frozen=True, config=STRICT)
+class PrivacyConfig:
+    """Every field that can change what an epsilon means. Each partner holds its own copy and its own limits."""
+
+    mode: Literal["local", "none"] = "local"
+    unit: Literal["user"] = "user"
+    epsilon: PositiveFloat = 8.0  # the partner's budget; noise is calibrated to it where noise_multiplier is unset
+    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
+    noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None
+    clip: PositiveFloat = 1.0  # L2 bound on one user's gradient
+    sampling_rate: Rate = 0.25  # each user joins each step with this probability, independently (Poisson)
+    max_impressions_per_user: Annotated[int, Field(ge=1, le=4096)] = 32  # random rows of a sampled user per step
+    max_local_steps: Positive = 64  # the most steps a round that the partner agrees to
+    fixed_seed: Seed | None = None  # tests and reproducible simulations only: whoever knows it can remove the noise
+
+
+@dataclass(frozen=True, config=STRICT)
+class AggregationConfig:
+    """How contributions become one sum."""
+
+    method: Literal["plain"] = "plain"  # the server sees every update; secure aggregation replaces it
+    weights: Literal["equal", "declared"] = "declared"  # declared = the user count that a partner publishes
+    min_partners: Annotated[int, Field(ge=1)] = 3
+    timeout_seconds: PositiveFloat = 600.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServerConfig:
+    """The global step and the central evaluation."""
+
+    optimiser: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    learning_rate: PositiveFloat = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # fedavgm, and beta1 of fedadam
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: PositiveFloat = 1e-3
+    evaluate_every: Positive = 1
+    bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 200
+    floors: tuple[Literal["base_rate", "item_popularity", "logistic_regression", "local_only", "pooled"], ...] = (
+        "base_rate",
+        "item_popularity",
+        "logistic_regression",
+        "local_only",
+        "pooled",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class OutputConfig:
+    """What a run leaves behind, and what it is called."""
+
+    title: str = "Hushclick run"
+    report: bool = True
+    jobs: Annotated[int, Field(ge=0)] = 0  # clients at a time in a simulation; 0 = one per core
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """The whole configuration of a run; `load_config` is the usual way to get one."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    round: RoundConfig = Field(default_factory=RoundConfig)
+    privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
+    aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
+    server: ServerConfig = Field(default_factory=ServerConfig)
+    output: OutputConfig = Field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        problems = list(_cross_checks(self))
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def _cross_checks(config: Config) -> list[str]:
+    """Returns one line per pair of values that contradict each other."""
+    problems = []
+    rounds, privacy, data = config.round, config.privacy, config.data
+    if privacy.mode != "none" and rounds.local_steps > privacy.max_local_steps:
+        problems.append(
+            f"round.local_steps = {rounds.local_steps}: at most privacy.max_local_steps = {privacy.max_local_steps};"
+            " lower the one or raise the other"
+        )
+    if privacy.mode != "none" and config.model.item_rates != "none":
+        problems.append(
+            f'model.item_rates = "{config.model.item_rates}": exact item means are not private; set it to "none",'
+            ' or privacy.mode to "none"'
+        )
+    if rounds.partners_per_round > data.partners:
+        problems.append(
+            f"round.partners_per_round = {rounds.partners_per_round}: at most data.partners = {data.partners}"
+        )
+    cohort = rounds.partners_per_round or data.partners
+    if config.aggregation.min_partners > cohort:
+        problems.append(
+            f"aggregation.min_partners = {config.aggregation.min_partners}: at most the {cohort} partners of a round;"
+            " lower it, or raise data.partners or round.partners_per_round"
+        )
+    if data.source in ("files", "movietweetings") and not data.path:
+        problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
+    if data.source == "files" and not data.card:
+        problems.append('data.card is empty: data.source = "files" needs a data card (TOML) that names the columns')
+    return problems
+
+
+T = TypeVar("T")
+
+
+def parse_config(table: Mapping[str, Any]) -> Config:
+    """Returns the configuration of a run that a parsed TOML table describes; raises like `parse_table`."""
+    return parse_table(Config, table)
+
+
+def parse_table(kind: type[T], table: Mapping[str, Any]) -> T:
+    """Returns a configuration class filled from a parsed TOML table.
+
+    Raises:
+        ConfigError: for unknown keys, wrong types, values out of range and values that contradict each other; the
+            text has one line per problem.
+    """
+    try:
+        # JSON mode: strict about scalars, yet tables become dataclasses and arrays become tuples.
+        return TypeAdapter(kind).validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, kind) for problem in error.errors())) from None
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Returns the configuration in a TOML file after `key=value` overrides (`table.key=value`, value as TOML).
+
+    Raises:
+        ConfigError: when the file is missing, is not TOML, or `parse_config` refuses it.
+    """
+    table = read_toml(path)
+    for override in overrides:
+        apply_override(table, override)
+    return parse_config(table)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the table in a TOML file, or raises a `ConfigError` that says where it fails to parse."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; shipped configurations are in simulations/configs") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Sets one `table.key=value` in place; the value is read as TOML, and as plain text where that fails."""
+    key, equals, text = override.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not equals or not all(names):
+        raise ConfigError(f"--set {override}: expected table.key=value, such as round.num_rounds=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for name in names[:-1]:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {name} is a value, not a table")
+    table[names[-1]] = value
+
+
+def to_table(config: object) -> dict[str, Any]:
+    """Returns the plain nested dict of a configuration; unset optional values are left out, as TOML has no null."""
+    return _without_none(asdict(config))  # type: ignore[call-overload,no-any-return]
+
+
+def dump_config(config: Config) -> str:
+    """Returns the effective configuration as TOML; `parse_config` of it gives the same configuration."""
+    return tomli_w.dumps(to_table(config))
+
+
+def fingerprint(config: object) -> str:
+    """Returns the SHA-256 (hex) of a configuration's canonical JSON."""
+    return hashlib.sha256(json.dumps(to_table(config), sort_keys=True).encode()).hexdigest()
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _explain(problem: Any, kind: type) -> str:
+    """Returns one pydantic problem as `key = value: bound`, with the nearest known key for a typo."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "unexpected_keyword_argument":
+        known = _keys_at(kind, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?" if close else f"known: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing, and has no default"
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{key} = {json.dumps(problem['input'], default=str)}: {message}"
+
+
+def _keys_at(kind: Any, location: Sequence[str]) -> list[str]:
+    """Returns the keys that the table at `location` knows."""
+    for name in location:
+        kind = next((field.type for field in fields(kind) if field.name == name), None) if is_dataclass(kind) else None
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else []

@@ -1,0 +1,302 @@
+"""Click rows -> arrays that the model reads; the same code at the partners and at the central evaluation.
+
+Nothing here is fitted: every scale and prior is a public constant, so that features carry no private statistic of
+other users. What a feature of a row may look at is strictly earlier rows of the same user (two rows of one second
+do not see each other), so a row's own label never enters its own features.
+
+Legend: N rows, U users, T distinct texts, E width of a text state, H history length, F dense features, B users of a
+batch, M rows of a user in a batch, K history rows of a user in a batch.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from common.config import ModelConfig
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+
+_RATE_STRENGTH = 4.0  # pseudo-rows with which a user's own past rate is pulled to the public prior
+_ITEM_STRENGTH = 5.0
+_RECENT = 10
+_KERNEL_SHARPNESS = 12.0  # of exp(sharpness * (cosine - 1)): how near two texts must be to count as alike
+_OWN_RATES = ("past_rate", "past_rows", "past_clicks", "recent_rate", "domain_rate", "domain_rows")
+_TEXT_RATES = ("alike_rate", "alike_rows", "nearest_click", "click_pull")
+_TIME = ("hour_sin", "hour_cos", "weekend")
+_ITEM = ("item_rate", "item_rows")
+
+ItemCounts = Mapping[str, tuple[float, float]]  # item -> (clicks, impressions)
+
+
+@dataclass(frozen=True)
+class UserRows:
+    """The featurised rows of many users, user after user, rows of a user in order of time.
+
+    Attributes:
+        offset_U1: first row of each user, and N at the end; int64.
+        text_N: row of `states_TE`; int64.
+        label_NL: click, and purchase where the log has it; float32, 0 or 1.
+        dense_NF: own past rates, context, time (names: `dense_names`); float32, of order 1.
+        history_NH: latest earlier positives of the same user as row numbers, newest first, -1 where there are fewer.
+        states_TE: frozen text states, shared and never written to; float32.
+    """
+
+    offset_U1: Int
+    text_N: Int
+    label_NL: Float
+    dense_NF: Float
+    history_NH: Int
+    states_TE: Float
+
+    @property
+    def num_users(self) -> int:
+        """The number of users U."""
+        return len(self.offset_U1) - 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some users' rows, padded to one shape; the batch element is the user.
+
+    Attributes:
+        candidate_BME: text states of the rows; float32.
+        bank_BKE: text states of every history row that any of them may attend to; float32.
+        attend_BMK: which bank entries belong to which row's history; bool.
+        dense_BMF: dense features; float32.
+        label_BML: labels; float32.
+        weight_BM: 1 for a row, 0 for padding; float32.
+    """
+
+    candidate_BME: Float
+    bank_BKE: Float
+    attend_BMK: NDArray[np.bool_]
+    dense_BMF: Float
+    label_BML: Float
+    weight_BM: Float
+
+
+def dense_names(config: ModelConfig) -> list[str]:
+    """Returns the names of the F dense features, in their order."""
+    names = [*_OWN_RATES, *_TEXT_RATES, *_TIME]
+    names += [f"context_{bucket}" for bucket in range(config.context_buckets)]
+    return names + (list(_ITEM) if config.item_rates != "none" else [])
+
+
+def featurise(
+    rows: pd.DataFrame,
+    text_N: Int,
+    states_TE: Float,
+    config: ModelConfig,
+    *,
+    item_counts: ItemCounts | None = None,
+    own_rows_N: NDArray[np.bool_] | None = None,
+) -> UserRows:
+    """Returns the features of validated rows (sorted by user, then time).
+
+    Args:
+        rows: canonical columns of `common.clicks`.
+        text_N: for each row the index of its text in `states_TE`.
+        states_TE: one frozen state per distinct text, entries of unit mean square.
+        config: history length, context buckets, prior.
+        item_counts: clicks and impressions per item over the training rows; needed where `config.item_rates` is
+            "exact", an unknown item counts as never shown.
+        own_rows_N: rows that are themselves in `item_counts`, whose own label is taken out again; None = all.
+    """
+    num_rows = len(rows)
+    user_codes, _ = pd.factorize(rows["user"])
+    offset_U1 = np.append(np.flatnonzero(np.diff(user_codes, prepend=-1)), num_rows).astype(np.int64)
+    clicked_N = rows["clicked"].to_numpy(np.float32)
+    time_N = rows["time"].to_numpy(np.int64)
+    domain_N = pd.factorize(rows["domain"])[0]
+    unit_TE = states_TE / np.maximum(np.linalg.norm(states_TE, axis=1, keepdims=True), 1e-12)
+    own_NF = np.zeros((num_rows, len(_OWN_RATES) + len(_TEXT_RATES)), np.float32)
+    history_NH = np.full((num_rows, config.history), -1, np.int64)
+    for start, stop in zip(offset_U1[:-1], offset_U1[1:], strict=True):
+        part = slice(start, stop)
+        seen_M = _strictly_earlier(time_N[part])
+        own_NF[part, : len(_OWN_RATES)] = _own_rates(
+            clicked_N[part], domain_N[part], seen_M, config.prior_click_rate
+        )
+        own_NF[part, len(_OWN_RATES) :] = _text_rates(
+            unit_TE[text_N[part]], clicked_N[part], seen_M, config.prior_click_rate
+        )
+        _fill_history(history_NH[part], clicked_N[part], seen_M, int(start))
+    blocks = [own_NF, _time_features(time_N), _context_features(rows, config.context_buckets)]
+    if config.item_rates != "none":
+        blocks.append(_item_rates(rows, clicked_N, item_counts or {}, own_rows_N, config.prior_click_rate))
+    labels = [clicked_N]
+    if "purchased" in rows:
+        labels.append(rows["purchased"].to_numpy(np.float32))
+    return UserRows(
+        offset_U1, text_N, np.stack(labels, axis=1), np.concatenate(blocks, axis=1), history_NH, states_TE
+    )
+
+
+def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
+    """Returns the padded batch of some users' chosen rows.
+
+    Args:
+        rows: where the rows are.
+        chosen: for each of B users the row numbers, all of that user; may be empty.
+    """
+    banks = [_bank(rows.history_NH[row_M]) for row_M in chosen]
+    num_users = len(chosen)
+    width = max((len(row_M) for row_M in chosen), default=0) or 1
+    depth = max((len(bank_K) for bank_K in banks), default=0) or 1
+    row_BM = np.full((num_users, width), -1, np.int64)
+    bank_BK = np.full((num_users, depth), -1, np.int64)
+    attend_BMK = np.zeros((num_users, width, depth), bool)
+    for user, (row_M, bank_K) in enumerate(zip(chosen, banks, strict=True)):
+        row_BM[user, : len(row_M)] = row_M
+        bank_BK[user, : len(bank_K)] = bank_K
+        history_MH = rows.history_NH[row_M]
+        line, _ = np.nonzero(history_MH >= 0)
+        attend_BMK[user, line, np.searchsorted(bank_K, history_MH[history_MH >= 0])] = True
+    weight_BM = (row_BM >= 0).astype(np.float32)
+    return Batch(
+        candidate_BME=_gather_states(rows, row_BM),
+        bank_BKE=_gather_states(rows, bank_BK),
+        attend_BMK=attend_BMK,
+        dense_BMF=rows.dense_NF[row_BM] * weight_BM[..., None],
+        label_BML=rows.label_NL[row_BM] * weight_BM[..., None],
+        weight_BM=weight_BM,
+    )
+
+
+def count_items(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Returns item -> (clicks, impressions), exact and therefore not private."""
+    grouped = rows.groupby("item")["clicked"].agg(["sum", "count"])
+    return {
+        str(item): (float(clicks), float(shown))
+        for item, clicks, shown in grouped.itertuples(index=True, name=None)
+    }
+
+
+def _strictly_earlier(time_M: Int) -> Int:
+    """Returns for each row how many rows of the user have a strictly smaller time (rows are sorted by time)."""
+    return np.searchsorted(time_M, time_M, side="left").astype(np.int64)
+
+
+def _logit(rate: Any) -> Any:
+    return np.log(rate / (1.0 - rate))
+
+
+def _shrunk_logit(clicks: Any, shown: Any, prior: float, strength: float) -> Any:
+    """Returns logit(shrunk rate) - logit(prior): 0 where nothing is known."""
+    return _logit((clicks + prior * strength) / (shown + strength)) - _logit(prior)
+
+
+def _own_rates(clicked_M: Float, domain_M: Int, seen_M: Int, prior: float) -> Float:
+    """Returns the user's own past rates before each row, [M, 6]: overall, counts, the last ten, the same domain."""
+    clicks_M1 = np.concatenate([[0.0], np.cumsum(clicked_M)])
+    past_M = clicks_M1[seen_M]
+    recent_from_M = np.maximum(seen_M - _RECENT, 0)
+    recent_M = past_M - clicks_M1[recent_from_M]
+    same_clicks_M, same_rows_M = np.zeros(len(seen_M)), np.zeros(len(seen_M))
+    for domain in np.unique(domain_M):
+        here_M = domain_M == domain
+        clicks_of = np.concatenate([[0.0], np.cumsum(clicked_M * here_M)])
+        rows_of = np.concatenate([[0.0], np.cumsum(here_M)])
+        same_clicks_M[here_M] = clicks_of[seen_M[here_M]]
+        same_rows_M[here_M] = rows_of[seen_M[here_M]]
+    return np.stack(
+        [
+            _shrunk_logit(past_M, seen_M, prior, _RATE_STRENGTH),
+            np.log1p(seen_M) / 3,
+            np.log1p(past_M) / 3,
+            _shrunk_logit(recent_M, seen_M - recent_from_M, prior, _RATE_STRENGTH),
+            _shrunk_logit(same_clicks_M, same_rows_M, prior, _RATE_STRENGTH),
+            np.log1p(same_rows_M) / 3,
+        ],
+        axis=1,
+    ).astype(np.float32)
+
+
+def _text_rates(unit_ME: Float, clicked_M: Float, seen_M: Int, prior: float) -> Float:
+    """Returns how the user judged texts like each row's before, [M, 4]: a kernel regression on the user alone."""
+    out_MF = np.zeros((len(seen_M), 4), np.float32)
+    block = 256  # bounds the memory of a user with thousands of rows
+    for start in range(0, len(seen_M), block):
+        part = slice(start, min(start + block, len(seen_M)))
+        last = int(seen_M[part].max(initial=0))
+        if last == 0:
+            continue
+        cosine_MK = unit_ME[part] @ unit_ME[:last].T
+        before_MK = np.arange(last)[None, :] < seen_M[part, None]
+        click_K = clicked_M[:last]
+        kernel_MK = np.exp(_KERNEL_SHARPNESS * (cosine_MK - 1)) * before_MK
+        alike_M, alike_click_M = kernel_MK.sum(1), kernel_MK @ click_K
+        positive_MK = before_MK * click_K
+        nearest_M = np.where(positive_MK > 0, cosine_MK, 0.0).max(1)
+        pull_M = (cosine_MK * positive_MK).sum(1) / np.maximum(positive_MK.sum(1), 1) - (
+            cosine_MK * (before_MK - positive_MK)
+        ).sum(1) / np.maximum((before_MK - positive_MK).sum(1), 1)
+        out_MF[part, 0] = _shrunk_logit(10 * alike_click_M, 10 * alike_M, prior, _RATE_STRENGTH)
+        out_MF[part, 1] = np.log1p(10 * alike_M) / 2
+        out_MF[part, 2] = 2 * nearest_M
+        out_MF[part, 3] = 5 * pull_M
+    return out_MF
+
+
+def _fill_history(history_MH: Int, clicked_M: Float, seen_M: Int, first_row: int) -> None:
+    """Writes, newest first, the row numbers of the latest positives before each row."""
+    length = history_MH.shape[1]
+    positive_P = np.flatnonzero(clicked_M > 0)
+    if not length or not len(positive_P):
+        return
+    before_M = np.searchsorted(positive_P, seen_M, side="left")  # positives among the seen rows
+    ordinal_MH = before_M[:, None] - 1 - np.arange(length)[None, :]
+    history_MH[...] = np.where(ordinal_MH >= 0, positive_P[np.maximum(ordinal_MH, 0)] + first_row, -1)
+
+
+def _time_features(time_N: Int) -> Float:
+    """Returns hour of day as a point on a circle, and weekend, in UTC."""
+    angle_N = 2 * np.pi * (time_N % 86_400) / 86_400
+    weekend_N = ((time_N // 86_400 + 3) % 7) >= 5  # 1 January 1970 was a Thursday
+    return np.stack([np.sin(angle_N), np.cos(angle_N), weekend_N], axis=1).astype(np.float32)
+
+
+def _context_features(rows: pd.DataFrame, buckets: int) -> Float:
+    """Returns context values and the domain hashed into a fixed number of buckets (no vocabulary is learnt)."""
+    out_NC = np.zeros((len(rows), buckets), np.float32)
+    for name in [column for column in rows.columns if column == "domain" or str(column).startswith("context:")]:
+        code_N, values = pd.factorize(rows[name])
+        bucket_V = np.array([_bucket(f"{name}={value}", buckets) if value else -1 for value in values], np.int64)
+        bucket_N = bucket_V[code_N]
+        known_N = bucket_N >= 0
+        out_NC[np.flatnonzero(known_N), bucket_N[known_N]] = 1.0
+    return out_NC
+
+
+def _bucket(text: str, buckets: int) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % buckets
+
+
+def _item_rates(
+    rows: pd.DataFrame, clicked_N: Float, counts: ItemCounts, own_rows_N: NDArray[np.bool_] | None, prior: float
+) -> Float:
+    """Returns the item's rate over the training rows without the row's own label, [N, 2]."""
+    code_N, items = pd.factorize(rows["item"])
+    count_V2 = np.array([counts.get(str(item), (0.0, 0.0)) for item in items]).reshape(-1, 2)
+    own_N = np.ones(len(rows)) if own_rows_N is None else own_rows_N.astype(float)
+    shown_N = np.maximum(count_V2[code_N, 1] - own_N, 0)
+    clicks_N = np.clip(count_V2[code_N, 0] - own_N * clicked_N, 0, shown_N)
+    rate_N = _shrunk_logit(clicks_N, shown_N, prior, _ITEM_STRENGTH)
+    return np.stack([rate_N, np.log1p(shown_N) / 3], axis=1).astype(np.float32)
+
+
+def _bank(history_MH: Int) -> Int:
+    """Returns the distinct history rows that any of a user's chosen rows may attend to, ascending."""
+    return np.unique(history_MH[history_MH >= 0])
+
+
+def _gather_states(rows: UserRows, row_BM: Int) -> Float:
+    states = rows.states_TE[rows.text_N[row_BM]]
+    states[row_BM < 0] = 0.0
+    return states

@@ -1,0 +1,266 @@
+"""One frozen dataclass per message, with `to_record` and `from_record`; the only file that spells record keys.
+
+| message | type | who -> whom | what it holds |
+|---|---|---|---|
+| `JoinTask` | query.join | server -> client | run id, layout fingerprint expected |
+| `JoinReply` | | client -> server | partner name, users it declares, fingerprint it has, heads it can label |
+| `StatisticsTask` | query.statistics | server -> client | item catalogue (only without privacy) |
+| `StatisticsReply` | | client -> server | clicks and impressions per item |
+| `CatalogueTask` | query.catalogue | server -> client | the summed item counts; answered by an empty record |
+| `TrainTask` | train.update | server -> client | run, round, attempt, training plan, global model |
+| `TrainReply` | | client -> server | one contribution |
+
+A record that does not decode is a `ProtocolError`: a peer's mistake, never a crash. Arrays travel as little-endian
+bytes with explicit dtype and shape.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from common.contribution import Contribution, LocalDelta, NoisedStep
+from common.errors import ProtocolError
+
+TRAIN_UPDATE = "train.update"
+QUERY_JOIN = "query.join"
+QUERY_STATISTICS = "query.statistics"
+QUERY_CATALOGUE = "query.catalogue"
+
+# Error codes of replies; Flower's own are below 100.
+REFUSED = 101
+BUDGET_EXHAUSTED = 103
+
+_FIELDS = "hushclick.fields"
+_ARRAYS = "hushclick.arrays"
+
+
+def _pack(scalars: dict[str, Any], arrays: dict[str, NDArray[Any]] | None = None) -> RecordDict:
+    """Returns a record of scalar fields and named arrays."""
+    record = RecordDict({_FIELDS: ConfigRecord(scalars)})
+    if arrays:
+        record[_ARRAYS] = ArrayRecord(
+            {
+                name: Array(dtype=array.dtype.str, shape=tuple(array.shape), stype="numpy.raw", data=array.tobytes())
+                for name, array in arrays.items()
+            }
+        )
+    return record
+
+
+def _scalars(record: RecordDict, types: dict[str, type]) -> dict[str, Any]:
+    """Returns the scalar fields, all there and of exactly the declared types."""
+    found = record.config_records.get(_FIELDS)
+    if found is None:
+        raise ProtocolError("a message without fields")
+    values = dict(found)
+    if set(values) != set(types):
+        raise ProtocolError(f"a message with the fields {sorted(values)}, expected {sorted(types)}")
+    for name, kind in types.items():
+        if type(values[name]) is not kind:
+            raise ProtocolError(f"field {name}: {type(values[name]).__name__}, expected {kind.__name__}")
+    return values
+
+
+def _array(record: RecordDict, name: str, dtype: str, dimensions: int = 1) -> NDArray[Any]:
+    """Returns a named array of exactly the declared type and number of dimensions."""
+    found = record.array_records.get(_ARRAYS)
+    if found is None or name not in found:
+        raise ProtocolError(f"a message without the array {name}")
+    array = found[name]
+    if array.dtype != dtype or len(array.shape) != dimensions:
+        raise ProtocolError(f"array {name}: {array.dtype} {array.shape}, expected {dtype} in {dimensions} dimensions")
+    expected = int(np.prod(array.shape)) * np.dtype(dtype).itemsize
+    if any(size < 0 for size in array.shape) or len(array.data) != expected:
+        raise ProtocolError(f"array {name}: {len(array.data)} bytes, expected {expected}")
+    return np.frombuffer(array.data, dtype).reshape(array.shape).copy()
+
+
+def _types(kind: type) -> dict[str, type]:
+    """Returns field name -> type of a dataclass of scalars."""
+    return {field.name: field.type for field in fields(kind)}  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The public training configuration that all partners of a round share; nothing here loosens privacy."""
+
+    local_steps: int
+    client_optimiser: str
+    learning_rate: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        if self.local_steps < 1:
+            raise ProtocolError(f"local_steps = {self.local_steps}: must be at least 1")
+        if self.client_optimiser not in ("sgd", "adam"):
+            raise ProtocolError(f"client_optimiser = {self.client_optimiser!r}: must be sgd or adam")
+        if not (0 < self.learning_rate < float("inf") and 0 <= self.weight_decay < 1):
+            raise ProtocolError("learning_rate must be over 0 and finite, weight_decay in [0, 1)")
+
+
+@dataclass(frozen=True)
+class JoinTask:
+    """Asks who is there, before any model is sent."""
+
+    run_id: str
+
+    def to_record(self) -> RecordDict:
+        """Returns the message as a record."""
+        return _pack({"run_id": self.run_id})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        return cls(**_scalars(record, _types(cls)))
+
+
+@dataclass(frozen=True)
+class JoinReply:
+    """What a partner says of itself: all of it public by the partner's own decision."""
+
+    partner: str
+    declared_users: int
+    fingerprint: str
+    has_purchases: bool
+
+    def to_record(self) -> RecordDict:
+        """Returns the message as a record."""
+        return _pack({field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        values = _scalars(record, _types(cls))
+        if values["declared_users"] < 1:
+            raise ProtocolError(f"declared_users = {values['declared_users']}: must be at least 1")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class StatisticsTask:
+    """Asks for exact clicks and impressions of a catalogue's items: answered only where privacy is off."""
+
+    run_id: str
+    catalogue: tuple[str, ...]
+
+    def to_record(self) -> RecordDict:
+        """Returns the message as a record."""
+        return _pack({"run_id": self.run_id, "catalogue": list(self.catalogue)})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        values = _scalars(record, {"run_id": str, "catalogue": list})
+        return cls(values["run_id"], tuple(values["catalogue"]))
+
+
+@dataclass(frozen=True)
+class StatisticsReply:
+    """Clicks and impressions per catalogue item, float64 [2, items]."""
+
+    counts_2I: NDArray[np.float64]
+
+    def to_record(self) -> RecordDict:
+        """Returns the message as a record."""
+        return _pack({}, {"counts": self.counts_2I})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        return cls(_array(record, "counts", "<f8", 2))
+
+
+@dataclass(frozen=True)
+class CatalogueTask:
+    """Tells a partner the summed item counts which its features are to use; answered by an empty record."""
+
+    run_id: str
+    catalogue: tuple[str, ...]
+    counts_2I: NDArray[np.float64]
+
+    def to_record(self) -> RecordDict:
+        """Returns the message as a record."""
+        return _pack({"run_id": self.run_id, "catalogue": list(self.catalogue)}, {"counts": self.counts_2I})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        values = _scalars(record, {"run_id": str, "catalogue": list})
+        counts_2I = _array(record, "counts", "<f8", 2)
+        if counts_2I.shape != (2, len(values["catalogue"])):
+            raise ProtocolError(f"counts of shape {counts_2I.shape} for {len(values['catalogue'])} items")
+        return cls(values["run_id"], tuple(values["catalogue"]), counts_2I)
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Asks for one contribution to one attempt of one round.
+
+    Attributes:
+        weight: the partner's public weight, in (0, 1].
+        model_D: the global model to start from, float32.
+    """
+
+    run_id: str
+    round: int
+    attempt: int
+    weight: float
+    fingerprint: str
+    plan: TrainingPlan
+    model_D: NDArray[np.float32]
+
+    def to_record(self) -> RecordDict:
+        """Returns the message as a record."""
+        scalars = {name: getattr(self, name) for name in _TRAIN_FIELDS}
+        scalars |= {field.name: getattr(self.plan, field.name) for field in fields(TrainingPlan)}
+        return _pack(scalars, {"model": self.model_D})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        values = _scalars(record, _TRAIN_FIELDS | _types(TrainingPlan))
+        plan = TrainingPlan(**{name: values.pop(name) for name in _types(TrainingPlan)})
+        if values["round"] < 1 or values["attempt"] < 0:
+            raise ProtocolError(f"round {values['round']}, attempt {values['attempt']}: rounds start at 1, attempts at 0")
+        return cls(**values, plan=plan, model_D=_array(record, "model", "<f4"))
+
+
+_TRAIN_FIELDS: dict[str, type] = {
+    "run_id": str,
+    "round": int,
+    "attempt": int,
+    "weight": float,
+    "fingerprint": str,
+}
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """One partner's contribution; no count, loss or norm travels beside it."""
+
+    round: int
+    contribution: Contribution
+
+    def to_record(self) -> RecordDict:
+        """Returns the message as a record."""
+        if isinstance(self.contribution, LocalDelta):
+            scalars = {"round": self.round, "kind": "local_delta", "weight": float(self.contribution.weight)}
+            return _pack(scalars, {"body": self.contribution.delta_D})
+        scalars = {"round": self.round, "kind": "noised_step", "weight": float(self.contribution.declared_units)}
+        return _pack(scalars, {"body": self.contribution.sum_D})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        values = _scalars(record, {"round": int, "kind": str, "weight": float})
+        if values["kind"] == "local_delta":
+            delta_D = _array(record, "body", "<f4")
+            return cls(values["round"], LocalDelta(delta_D, values["weight"]))
+        if values["kind"] == "noised_step":
+            if not values["weight"].is_integer():
+                raise ProtocolError(f"weight = {values['weight']} of a noised step: must be a whole number")
+            return cls(values["round"], NoisedStep(_array(record, "body", "<i8"), int(values["weight"])))
+        raise ProtocolError(f"a contribution of kind {values['kind']!r}: must be local_delta or noised_step")

@@ -1,0 +1,1 @@
+"""The click model: interest from history, and the heads above it."""

@@ -1,0 +1,148 @@
+"""The facts of one release: what a partner did to its users' data, and nothing derived from it.
+
+Epsilon is never a field here. It is computed from these facts when it is asked for (`common.privacy.accounting`), so
+that a better accountant, another delta or a longer history needs no change to what was written down.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from common.errors import ConfigError
+
+EVENT_VERSION = 1
+MAX_STEPS = 10_000_000  # more than any training; it keeps one absurd event from stalling the accountants
+MAX_NOISE_MULTIPLIER = 1e6
+MAX_NAME_LENGTH = 200
+
+Purpose = Literal["training", "statistics", "evaluation"]
+Mechanism = Literal["poisson_gaussian", "none"]
+Unit = Literal["user"]
+Adjacency = Literal["add_remove"]
+Mode = Literal["local", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpEvent:
+    """One release by one partner, as immutable facts.
+
+    Attributes:
+        run_id: name of the training run, 1 to 200 printable characters.
+        round: number of the round in that run, >= 0.
+        attempt: number of the attempt at that round, >= 0.
+        purpose: what the release is for.
+        mechanism: "poisson_gaussian" = Poisson-sampled units, clipped, summed, Gaussian noise added; "none" = released
+            without noise, which has no finite epsilon.
+        unit: whose data one clipped gradient holds.
+        adjacency: which data sets count as neighbours.
+        noise_multiplier: standard deviation of the noise over `clip`, > 0; 0 where mechanism is "none".
+        sampling_rate: probability with which each unit joins each step, independently, in (0, 1].
+        steps: noised releases in this event, 1 to `MAX_STEPS`.
+        clip: L2 bound on one unit's contribution to a step, > 0; mechanism "none" may also say 0, for unclipped.
+        fixed_seed: the noise came from a known seed: whoever knows the seed can remove the noise.
+        mode: "local" = each partner adds the full noise itself; "none" goes with mechanism "none".
+
+    Raises:
+        ConfigError: for a value of the wrong type, out of range or not finite; one line per field.
+    """
+
+    run_id: str
+    round: int
+    attempt: int
+    purpose: Purpose
+    mechanism: Mechanism
+    unit: Unit
+    adjacency: Adjacency
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    clip: float
+    fixed_seed: bool
+    mode: Mode
+
+    def __post_init__(self) -> None:
+        problems = [problem for problem in map(self._problem_with, _FIELDS) if problem] or _contradictions(self)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        for name in _NUMBERS:
+            # -0.0 and 1 would be other bytes in the ledger, yet the same fact.
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+
+    def _problem_with(self, name: str) -> str | None:
+        value = getattr(self, name)
+        if name in _CHOICES:
+            choices = _CHOICES[name]
+            return None if isinstance(value, str) and value in choices else _refuse(name, value, f"one of {choices}")
+        if name in _COUNTS:
+            low, high = _COUNTS[name]
+            fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+            return None if fits else _refuse(name, value, f"a whole number from {low} to {high}")
+        if name in _NUMBERS:
+            low_number, high_number = _NUMBERS[name]
+            fits = isinstance(value, int | float) and not isinstance(value, bool)
+            fits = fits and math.isfinite(value) and low_number <= value <= high_number
+            return None if fits else _refuse(name, value, f"a number from {low_number:g} to {high_number:g}")
+        if name == "fixed_seed":
+            return None if isinstance(value, bool) else _refuse(name, value, "true or false")
+        fits = isinstance(value, str) and 1 <= len(value) <= MAX_NAME_LENGTH and value.isprintable()
+        return None if fits else _refuse(name, value, f"1 to {MAX_NAME_LENGTH} printable characters")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the event as JSON-ready fields, with the version of their meaning."""
+        return {"version": EVENT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "DpEvent":
+        """Returns the event that `to_dict` wrote.
+
+        Raises:
+            ConfigError: for another version, unknown or missing fields, and values that the class refuses.
+        """
+        version = record.get("version")
+        if version != EVENT_VERSION or isinstance(version, bool):
+            raise ConfigError(
+                f"event version {version!r}: this release reads {EVENT_VERSION}; use the matching release"
+            )
+        names = set(record) - {"version"}
+        unknown, missing = sorted(map(str, names - _FIELD_SET)), sorted(_FIELD_SET - names)
+        if unknown or missing:
+            raise ConfigError(f"event fields: unknown {unknown}, missing {missing}; an event has {sorted(_FIELD_SET)}")
+        return cls(**{name: record[name] for name in _FIELDS})
+
+
+_FIELDS = tuple(field.name for field in fields(DpEvent))
+_FIELD_SET = frozenset(_FIELDS)
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "purpose": get_args(Purpose),
+    "mechanism": get_args(Mechanism),
+    "unit": get_args(Unit),
+    "adjacency": get_args(Adjacency),
+    "mode": get_args(Mode),
+}
+_COUNTS = {"round": (0, 2**53), "attempt": (0, 2**53), "steps": (1, MAX_STEPS)}
+_NUMBERS = {"noise_multiplier": (0.0, MAX_NOISE_MULTIPLIER), "sampling_rate": (0.0, 1.0), "clip": (0.0, 1e12)}
+
+
+def _contradictions(event: DpEvent) -> list[str]:
+    """Returns one line per value that fits its own range but not the other fields."""
+    problems = []
+    if event.sampling_rate <= 0:
+        problems.append(_refuse("sampling_rate", event.sampling_rate, "a number over 0 and at most 1"))
+    if (event.mechanism == "none") != (event.mode == "none"):
+        problems.append(
+            _refuse("mode", event.mode, f'"none" exactly when mechanism is "none", not {event.mechanism!r}')
+        )
+    if event.mechanism == "none" and event.noise_multiplier != 0:
+        problems.append(_refuse("noise_multiplier", event.noise_multiplier, '0 where mechanism is "none"'))
+    if event.mechanism != "none" and event.noise_multiplier <= 0:
+        problems.append(
+            _refuse("noise_multiplier", event.noise_multiplier, 'over 0; without noise say mechanism "none"')
+        )
+    if event.mechanism != "none" and event.clip <= 0:
+        problems.append(_refuse("clip", event.clip, "over 0: noise is a multiple of it"))
+    return problems
+
+
+def _refuse(name: str, value: object, bound: str) -> str:
+    return f"event.{name} = {value!r:.80}: must be {bound}"

@@ -1,0 +1,102 @@
+"""What lies where in a run folder, and how files there are replaced without ever being half-written."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import HushclickError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run; nothing is created by asking for a path."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The effective configuration."""
+        return self.root / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """Rounds, final figures, floors, privacy, timings."""
+        return self.root / "metrics.json"
+
+    @property
+    def model(self) -> Path:
+        """The trained parameters and what is needed to use them."""
+        return self.root / "model"
+
+    @property
+    def ledgers(self) -> Path:
+        """One privacy ledger per partner."""
+        return self.root / "ledgers"
+
+    @property
+    def report(self) -> Path:
+        """The report: one HTML file."""
+        return self.root / "report.html"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state after the last good round."""
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def central(self) -> Path:
+        """The held-out click log of the central evaluation."""
+        return self.root / "central.parquet"
+
+    @property
+    def preparation(self) -> Path:
+        """What was read, dropped and split, and the exact floors; written once per run."""
+        return self.root / "preparation.json"
+
+    def partner(self, number: int) -> Path:
+        """The folder of one simulated partner: its click log and its own configuration."""
+        return self.root / "partners" / partner_name(number)
+
+
+def partner_name(number: int) -> str:
+    """Returns the name of a simulated partner."""
+    return f"partner-{number:04d}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a file as a whole: a kill or a full disk leaves the old one.
+
+    Raises:
+        HushclickError: when the disk refuses, naming the path and why.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise HushclickError(f"{path}: cannot be written: {error.strerror}; the earlier file is untouched") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON that any parser reads: floats that are not finite become null."""
+    write_atomically(path, (json.dumps(jsonable(value), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def jsonable(value: Any) -> Any:
+    """Returns the value with floats that are not finite as None, numpy values as Python's, tuples as lists."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):  # a numpy array or scalar
+        return jsonable(value.tolist())
+    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
+        return value
+    return None if isinstance(value, float) else value

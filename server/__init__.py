@@ -1,0 +1,1 @@
+"""The coordinator: rounds, optimiser, central evaluation, report."""

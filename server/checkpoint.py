@@ -1,0 +1,83 @@
+"""The state after the last good round: one file, replaced as a whole.
+
+Legend: D parameters.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from common.errors import CheckpointError
+from common.runfolder import jsonable, write_atomically
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that the next round depends on.
+
+    Attributes:
+        run_id: the run's own name, kept over restarts.
+        config_fingerprint: of the effective configuration; another one cannot go on from here.
+        round: the last round that is final; 0 = none yet.
+        model_D: the global model after it, float32.
+        optimiser: the server optimiser's moments, float64 [D] each.
+        rounds: the records of the rounds so far, as in metrics.json.
+        exhausted: partners whose budget is spent.
+    """
+
+    run_id: str
+    config_fingerprint: str
+    round: int
+    model_D: NDArray[np.float32]
+    optimiser: dict[str, NDArray[np.float64]]
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    exhausted: tuple[str, ...] = ()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Replaces the checkpoint; a kill or a full disk leaves the one before."""
+    facts = {
+        "version": _VERSION,
+        "run_id": checkpoint.run_id,
+        "config_fingerprint": checkpoint.config_fingerprint,
+        "round": checkpoint.round,
+        "rounds": checkpoint.rounds,
+        "exhausted": list(checkpoint.exhausted),
+    }
+    arrays = {"model": checkpoint.model_D} | {f"optimiser.{name}": moment for name, moment in checkpoint.optimiser.items()}
+    write_atomically(path, save(arrays, {"facts": json.dumps(jsonable(facts))}))
+
+
+def load_checkpoint(path: Path, config_fingerprint: str) -> Checkpoint:
+    """Returns the checkpoint of a run with this configuration.
+
+    Raises:
+        CheckpointError: when there is none, it is damaged, of another version, or of another configuration.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no checkpoint; start the run without --resume") from None
+    except (SafetensorError, KeyError, ValueError, OSError):
+        raise CheckpointError(f"{path}: damaged; start again in another folder") from None
+    if facts.get("version") != _VERSION:
+        raise CheckpointError(f"{path}: version {facts.get('version')}, this program reads version {_VERSION}")
+    if facts["config_fingerprint"] != config_fingerprint:
+        raise CheckpointError(
+            f"{path}: belongs to another configuration; resume with the run's own config.toml, or start in another folder"
+        )
+    moments = {name.removeprefix("optimiser."): array for name, array in arrays.items() if name.startswith("optimiser.")}
+    return Checkpoint(
+        facts["run_id"], config_fingerprint, facts["round"], arrays["model"], moments, facts["rounds"],
+        tuple(facts["exhausted"]),
+    )

@@ -1,0 +1,173 @@
+"""The global model on the operator's own held-out clicks, with intervals over users and slices.
+
+Legend: N evaluated rows, L heads, D parameters.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from common.bootstrap import bootstrap_intervals
+from common.config import ModelConfig, ServerConfig
+from common.errors import DataError
+from common.features import ItemCounts, UserRows, featurise, make_batch
+from common.metrics import calibration_bins, evaluate_scores, log_loss, roc_auc
+from common.model.click_model import ClickModel, forward
+from common.pretrained import Pretrained
+from common.textstates import TextStates, default_cache_dir
+
+_CHUNK_ROWS = 128  # rows of one user that are scored at a time
+_BATCH_ROWS = 8192
+_SMALLEST_SLICE = 50  # rows; below that a figure says nothing
+_HISTORY_BINS = ((0, 0, "no history"), (1, 4, "1 to 4 positives"), (5, 19, "5 to 19"), (20, None, "20 or more"))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows, featurised, and what they are grouped by.
+
+    Attributes:
+        rows: every row of the users, history included.
+        chosen: for each chunk the row numbers to score; concatenated they give the N evaluated rows.
+        label_NL: labels of the evaluated rows.
+        user_N: user codes; int64.
+        slate_N: slate ids as text, or None where the log has none.
+        slices: name -> mask over the evaluated rows.
+    """
+
+    rows: UserRows
+    chosen: list[NDArray[np.int64]]
+    label_NL: NDArray[np.float32]
+    user_N: NDArray[np.int64]
+    slate_N: NDArray[Any] | None
+    slices: dict[str, NDArray[np.bool_]]
+
+
+def load_heldout(path: Path, config: ModelConfig, pretrained: Pretrained, item_counts: ItemCounts | None = None) -> HeldOut:
+    """Returns the held-out log in a Parquet file of canonical columns plus `evaluate` (and, in a simulation,
+    `partner`, `cold_user`, `cold_item`).
+
+    Raises:
+        DataError: when the file is not there or holds no row to evaluate.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no held-out clicks; the central evaluation needs them")
+    frame = pd.read_parquet(path)
+    evaluate_N = frame["evaluate"].to_numpy(bool)
+    if not evaluate_N.any():
+        raise DataError(f"{path}: none of the {len(frame)} rows is marked for evaluation")
+    encoded = TextStates(pretrained, config.max_tokens, default_cache_dir(config.cache)).states(list(frame["text"]))
+    rows = featurise(
+        frame, encoded.index_N, encoded.states_TE, config, item_counts=item_counts, own_rows_N=~evaluate_N
+    )
+    row_N = np.flatnonzero(evaluate_N)
+    user_N = np.searchsorted(rows.offset_U1, row_N, side="right") - 1
+    return HeldOut(
+        rows=rows,
+        chosen=_chunks(row_N, user_N),
+        label_NL=rows.label_NL[row_N],
+        user_N=user_N.astype(np.int64),
+        slate_N=frame["slate"].to_numpy(str)[row_N] if "slate" in frame else None,
+        slices=_slices(frame.iloc[row_N], rows.history_NH[row_N]),
+    )
+
+
+def score(model: ClickModel, heldout: HeldOut) -> NDArray[np.float64]:
+    """Returns the probability of a click for each evaluated row, float64 [N]."""
+    model.eval()
+    parts: list[NDArray[np.float64]] = []
+    with torch.no_grad():
+        for group in _batches(heldout.chosen):
+            batch = make_batch(heldout.rows, group)
+            click_BM = torch.sigmoid(forward(model, batch)[..., 0].double()).numpy()
+            parts.append(click_BM[batch.weight_BM > 0])
+    return np.concatenate(parts)
+
+
+def round_figures(score_N: NDArray[np.float64], heldout: HeldOut, config: ServerConfig, seed: int) -> dict[str, Any]:
+    """Returns the figures of one round: AUC, log loss and normalised entropy, with intervals over users."""
+    label_N = heldout.label_NL[:, 0]
+    values = evaluate_scores(label_N, score_N, heldout.user_N)
+    figures: dict[str, Any] = {name: values[name] for name in ("auc", "log_loss", "ne")}
+    if config.bootstrap_samples:
+        figures["intervals"] = intervals(score_N, heldout, config.bootstrap_samples, seed)
+    return figures
+
+
+def intervals(score_N: NDArray[np.float64], heldout: HeldOut, samples: int, seed: int) -> dict[str, list[float]]:
+    """Returns the 95 % percentile interval of each figure from resampled users."""
+    found = bootstrap_intervals(heldout.label_NL[:, 0], score_N, heldout.user_N, samples, seed)
+    return {name: [interval.low, interval.high] for name, interval in found.items()}
+
+
+def final_figures(score_N: NDArray[np.float64], heldout: HeldOut, config: ServerConfig, seed: int) -> dict[str, Any]:
+    """Returns every metric of the final model, its intervals, slices and calibration bins."""
+    label_N = heldout.label_NL[:, 0]
+    figures: dict[str, Any] = evaluate_scores(label_N, score_N, heldout.user_N, heldout.slate_N)
+    if config.bootstrap_samples:
+        figures["intervals"] = intervals(score_N, heldout, config.bootstrap_samples, seed)
+    figures["rows"], figures["users"] = len(label_N), len(np.unique(heldout.user_N))
+    figures["slices"] = [
+        _slice_figures(name, mask_N, label_N, score_N, heldout.user_N) for name, mask_N in heldout.slices.items()
+    ]
+    figures["calibration"] = asdict(calibration_bins(label_N, score_N))
+    return figures
+
+
+def _slice_figures(
+    name: str, mask_N: NDArray[np.bool_], label_N: NDArray[np.float32], score_N: NDArray[np.float64], user_N: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Returns one slice's line; AUC and log loss only where the slice is large enough to say anything."""
+    line: dict[str, Any] = {
+        "slice": name,
+        "rows": int(mask_N.sum()),
+        "users": len(np.unique(user_N[mask_N])),
+        "click_rate": float(label_N[mask_N].mean()) if mask_N.any() else None,
+    }
+    if mask_N.sum() >= _SMALLEST_SLICE:
+        line["auc"] = roc_auc(label_N[mask_N], score_N[mask_N])
+        line["log_loss"] = log_loss(label_N[mask_N], score_N[mask_N])
+        line["calibration_ratio"] = float(score_N[mask_N].mean() / max(label_N[mask_N].mean(), 1e-12))
+    return line
+
+
+def _slices(frame: pd.DataFrame, history_NH: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    slices: dict[str, NDArray[np.bool_]] = {}
+    if "partner" in frame:
+        for partner in sorted(frame["partner"].unique()):
+            slices[f"partner {partner}"] = (frame["partner"] == partner).to_numpy()
+    for column, yes, no in (("cold_user", "new users", "known users"), ("cold_item", "new items", "known items")):
+        if column in frame:
+            slices[yes] = frame[column].to_numpy(bool)
+            slices[no] = ~slices[yes]
+    length_N = (history_NH >= 0).sum(1)
+    for low, high, name in _HISTORY_BINS:
+        slices[f"history: {name}"] = (length_N >= low) & (length_N <= (high if high is not None else length_N.max()))
+    domains = [domain for domain in sorted(frame["domain"].unique()) if domain]
+    if len(domains) > 1:
+        for domain in domains:
+            slices[f"domain {domain}"] = (frame["domain"] == domain).to_numpy()
+    return slices
+
+
+def _chunks(row_N: NDArray[np.int64], user_N: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    per_user = np.split(row_N, np.flatnonzero(np.diff(user_N)) + 1)
+    return [row_M[start : start + _CHUNK_ROWS] for row_M in per_user for start in range(0, len(row_M), _CHUNK_ROWS)]
+
+
+def _batches(chosen: list[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
+    """Returns the chunks in runs whose padded size stays bounded, in their order."""
+    batches: list[list[NDArray[np.int64]]] = [[]]
+    width = 0
+    for row_M in chosen:
+        width = max(width, len(row_M))
+        if batches[-1] and (len(batches[-1]) + 1) * width > _BATCH_ROWS:
+            batches.append([])
+            width = len(row_M)
+        batches[-1].append(row_M)
+    return batches

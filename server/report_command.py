@@ -1,0 +1,28 @@
+"""`hushclick report RUN`: writes a run folder's report.html again from its metrics and configuration."""
+
+import argparse
+from typing import Any
+
+from common.errors import UsageError
+from common.runfolder import RunFolder
+from server.report import write_report
+
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """Declares nothing beyond the arguments that every command has."""
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Writes the report and returns where it is."""
+    if arguments.set:
+        raise UsageError("report takes no --set: it shows a run as it was")
+    if not arguments.config.is_dir():
+        raise UsageError(f"{arguments.config}: no such run folder")
+    return {"report": str(write_report(RunFolder(arguments.config.resolve())))}
+
+
+def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
+    """Says where the report is."""
+    import sys
+
+    sys.stdout.write(f"{result['report']}\n")

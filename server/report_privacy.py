@@ -1,0 +1,150 @@
+"""What the report says about privacy: no epsilon without its unit, adjacency, delta, accountants and adversaries."""
+
+import math
+from dataclasses import dataclass
+
+from server.report_numbers import (
+    MISSING,
+    NOT_RECORDED,
+    Json,
+    epsilon,
+    number,
+    significant,
+    table,
+    text,
+    whole,
+    words,
+)
+from server.report_tables import MOST_PARTNERS, Row, Table, cells, columns, left_out, prose, read
+
+_ADJACENCIES = {"add_remove": "one {unit} added or removed", "replace_one": "one {unit} replaced by another"}
+
+
+def adjacency(privacy: Json) -> str:
+    """Returns what makes two data sets neighbours, in words."""
+    name = text(privacy.get("adjacency"))
+    return _ADJACENCIES.get(name, words(name)).format(unit=text(privacy.get("unit")) or "unit")
+
+
+def scope(privacy: Json) -> str:
+    """Returns what every printed epsilon must carry: unit, adjacency, delta, accountants, against whom."""
+    second = text(privacy.get("second_accountant")).upper()
+    parts = (
+        ("unit", text(privacy.get("unit"))),
+        ("adjacency", adjacency(privacy)),
+        ("delta", significant(privacy.get("delta")).replace(MISSING, "")),
+        ("accountant", text(privacy.get("accountant")).upper()),
+        ("second accountant", f"{second} ({epsilon(privacy.get('second_epsilon'))})" if second else ""),
+        ("protects against", text(privacy.get("protects_against"))),
+    )
+    return "; ".join(f"{name}: {found or NOT_RECORDED}" for name, found in parts)
+
+
+def privacy_table(privacy: Json) -> Table:
+    """Returns what the guarantee rests on."""
+    seed = {True: "yes: the noise can be removed by whoever knows the seed", False: "no"}
+    fixed = privacy.get("fixed_seed")
+    lines = (
+        ("Mode", text(privacy.get("mode")), "local = each partner adds the full noise itself"),
+        ("Unit", text(privacy.get("unit")), "whose data one clipped gradient holds"),
+        ("Adjacency", adjacency(privacy), "what may differ without being noticed"),
+        ("Epsilon", epsilon(privacy.get("epsilon")), "upper bound on what is learnt of a unit; the largest partner's"),
+        ("Delta", significant(privacy.get("delta")), "probability with which the bound may fail"),
+        ("Accountant", text(privacy.get("accountant")).upper(), "how epsilon was derived from what was released"),
+        ("Second accountant", _second(privacy), "another derivation, which should agree"),
+        ("Protects against", text(privacy.get("protects_against")), "who learns no more than epsilon"),
+        ("Noise multiplier", significant(privacy.get("noise_multiplier")), "noise deviation in units of the clip"),
+        ("Sampling rate (q)", significant(privacy.get("sampling_rate")), "chance of a user to join a step"),
+        ("Clip", significant(privacy.get("clip")), "largest length (L2 norm) of one unit's gradient"),
+        ("Steps", whole(privacy.get("steps")), "noised steps at a partner, all rounds together"),
+        ("Noise from a fixed seed", seed[fixed] if isinstance(fixed, bool) else "", "must be no outside of tests"),
+        ("Assumption", text(privacy.get("assumption")), "where it fails, such a unit's epsilons add up"),
+        ("Aggregation", text(privacy.get("aggregation")), text(privacy.get("aggregation_note"))),
+    )
+    rows = tuple(Row(name, (found if found not in ("", MISSING) else NOT_RECORDED, why)) for name, found, why in lines)
+    return Table("What the guarantee says and rests on", prose("Property", "Value", "Meaning"), rows)
+
+
+def _second(privacy: Json) -> str:
+    name, value = text(privacy.get("second_accountant")).upper(), epsilon(privacy.get("second_epsilon"))
+    return f"{name}: epsilon {value}" if name else ""
+
+
+def partner_epsilons_table(privacy: Json) -> Table:
+    """Returns what the first partners have spent, and the range over all."""
+    partners = {name: table(record) for name, record in table(privacy, "partners").items()}
+    spent = [found for record in partners.values() if (found := number(record.get("epsilon"))) is not None]
+    readers = (read("epsilon", epsilon), read("steps", whole), read("rounds", whole))
+    rows = tuple(Row(name, cells(record, readers)) for name, record in list(partners.items())[:MOST_PARTNERS])
+    span = (
+        f"Epsilon from {epsilon(min(spent))} to {epsilon(max(spent))} over {len(spent):,} partners. " if spent else ""
+    )
+    unknown = len(partners) - len(spent)
+    lacking = f"No finite epsilon is recorded for {unknown:,} of {len(partners):,} partners. " if unknown else ""
+    hidden = left_out(len(rows), len(partners), "partners")
+    note = f"{span}{lacking}{scope(privacy)}."
+    return Table("Epsilon by partner", columns("Partner", "Epsilon", "Steps", "Rounds"), rows, hidden, note)
+
+
+# --- sentences ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Banner:
+    """What nobody may overlook; `grave` = there is no privacy against somebody at least."""
+
+    title: str
+    body: str
+    grave: bool
+
+
+def banners(privacy: Json) -> list[Banner]:
+    """Returns what limits or voids the guarantee, the gravest first."""
+    found = [_mode_banner(privacy)]
+    if privacy.get("fixed_seed") is True:
+        body = (
+            "The noise came from a fixed seed, so that the run can be repeated. Whoever knows the seed can compute the"
+            " noise and remove it: against them there is no privacy. Such a run is for tests, never for people's data."
+        )
+        found.append(Banner("The noise is reproducible", body, grave=True))
+    if privacy.get("aggregation") == "plain":
+        body = "Aggregation is plain: each partner's update reaches the server by itself, not only the sum."
+        note = text(privacy.get("aggregation_note"))
+        found.append(Banner("The server sees each partner's update", f"{body} {note}".strip(), grave=False))
+    return [banner for banner in found if banner]
+
+
+def _mode_banner(privacy: Json) -> Banner | None:
+    mode = text(privacy.get("mode"))
+    if mode == "none":
+        body = "Updates and model were released without noise: they may give away what single users did."
+        return Banner("No privacy", body, grave=True)
+    if not mode:
+        body = "The run does not say how it protected its users. Treat the model as unprotected."
+        return Banner("Privacy is not recorded", body, grave=True)
+    if number(privacy.get("epsilon")) is None:
+        body = "The run names a mode of privacy but no finite epsilon. Treat the model as unprotected."
+        return Banner("No finite epsilon", body, grave=True)
+    return None
+
+
+def price(privacy: Json) -> str:
+    """Returns what the run cost in privacy: its own sentence, else one made of the recorded parts."""
+    assumption = text(privacy.get("assumption"))
+    condition = f" This holds if {assumption}." if assumption else ""
+    if sentence := text(privacy.get("sentence")):
+        return f"{sentence.rstrip('.')}.{condition}"
+    if privacy.get("mode") == "none":
+        return "no privacy: updates and model were released without noise."
+    if number(privacy.get("epsilon")) is None:
+        return f"{NOT_RECORDED}."
+    return f"epsilon {epsilon(privacy.get('epsilon'))} ({scope(privacy)}).{condition}"
+
+
+def odds(privacy: Json) -> str:
+    """Returns the factor, e to the epsilon and rounded up, by which odds may change; empty where it says nothing."""
+    found = number(privacy.get("epsilon"))
+    if found is None or not 0 <= found <= 20:
+        return ""
+    factor = math.exp(found)
+    return f"{math.ceil(factor * 100) / 100:.2f}" if factor < 100 else f"{math.ceil(factor):,}"

@@ -1,0 +1,104 @@
+"""One exchange with a cohort: send, poll, take replies as they come, name who failed.
+
+This is the `aggregate` seam: `collect_sum` is all that the server's loop knows of how contributions become one sum.
+Here the server still sees each contribution for the moment in which it is added (method "plain").
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.contribution import RunningSum
+from common.errors import ProtocolError
+from common.messages import BUDGET_EXHAUSTED, TrainReply
+
+_FIRST_PAUSE_SECONDS = 0.001
+_LONGEST_PAUSE_SECONDS = 0.1
+
+
+@dataclass
+class Exchange:
+    """What became of one exchange: bytes both ways, and why some partners gave nothing."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    failures: dict[int, str] = field(default_factory=dict)  # node id -> reason
+    exhausted: set[int] = field(default_factory=set)  # node ids whose budget refused
+
+
+def exchange(
+    grid: Grid,
+    message_type: str,
+    contents: Mapping[int, RecordDict],
+    group: str,
+    timeout_seconds: float,
+    take: Callable[[int, RecordDict], None],
+) -> Exchange:
+    """Sends one message per node and hands each reply to `take` as it arrives; replies are not kept.
+
+    A node that answers with an error, answers nonsense (`take` raises `ProtocolError`) or does not answer in time is
+    a failure with its reason; the others go on.
+    """
+    outcome = Exchange()
+    messages = [grid.create_message(content, message_type, node, group, timeout_seconds) for node, content in contents.items()]
+    outcome.bytes_down = sum(_num_bytes(content) for content in contents.values())
+    node_of = dict(zip(grid.push_messages(messages), contents, strict=True))
+    deadline = time.monotonic() + timeout_seconds
+    pause = _FIRST_PAUSE_SECONDS
+    while node_of and time.monotonic() < deadline:
+        replies = list(grid.pull_messages(list(node_of)))
+        for reply in replies:
+            node = node_of.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:
+                _take_reply(outcome, node, reply, take)
+        pause = _FIRST_PAUSE_SECONDS if replies else min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        if node_of and not replies:
+            time.sleep(pause)
+    for node in node_of.values():
+        outcome.failures[node] = f"no answer within {timeout_seconds:g} seconds"
+    return outcome
+
+
+def collect_sum(
+    grid: Grid, message_type: str, tasks: Mapping[int, RecordDict], round_number: int, total: RunningSum, timeout_seconds: float
+) -> Exchange:
+    """Adds the cohort's contributions to `total` as they arrive: memory does not grow with partners."""
+
+    def take(_node: int, content: RecordDict) -> None:
+        reply = TrainReply.from_record(content)
+        if reply.round != round_number:
+            raise ProtocolError(f"a reply to round {reply.round} in round {round_number}")
+        total.add(reply.contribution)
+
+    return exchange(grid, message_type, tasks, f"round-{round_number}", timeout_seconds, take)
+
+
+def _take_reply(outcome: Exchange, node: int, reply: Message, take: Callable[[int, RecordDict], None]) -> None:
+    if reply.has_error():
+        outcome.failures[node] = reply.error.reason or f"error {reply.error.code}"
+        if reply.error.code == BUDGET_EXHAUSTED:
+            outcome.exhausted.add(node)
+        return
+    outcome.bytes_up += _num_bytes(reply.content)
+    try:
+        take(node, reply.content)
+    except ProtocolError as error:
+        outcome.failures[node] = f"its reply was refused: {error}"
+
+
+def _num_bytes(content: RecordDict) -> int:
+    """Returns the bytes of a record's arrays and strings, without framing."""
+    arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    texts = sum(_config_bytes(value) for record in content.config_records.values() for value in record.values())
+    return arrays + texts
+
+
+def _config_bytes(value: object) -> int:
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, Iterable):
+        return sum(_config_bytes(item) for item in value)
+    return 8

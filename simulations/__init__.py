@@ -1,0 +1,1 @@
+"""Everything on one machine: the deployed apps without the network."""

@@ -1,0 +1,73 @@
+"""`hushclick data CONFIG`: reads and splits the clicks of a configuration and says what is in them.
+
+With `--out DIR` it also writes what each partner would bring: `DIR/partner-0000/clicks.parquet` with its data card, and
+the held-out `DIR/central.parquet`.
+"""
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+import tomli_w
+from rich.console import Console
+from rich.table import Table
+
+from common.card import canonical_card
+from common.clicks import write_clicks
+from common.config import load_config, to_table
+from simulations.partners import PartnerLogs, build_partners
+from simulations.prepare import write_central
+from simulations.sources import load_source
+
+_SHOWN = 20
+
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """Declares nothing beyond the arguments that every command has."""
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns counts, rates, drops and the partition; writes the logs where `--out` is given."""
+    config = load_config(arguments.config, arguments.set)
+    log = load_source(config.data)
+    logs = build_partners(log, config.data)
+    if arguments.out:
+        _write(logs, arguments)
+    return {"source": config.data.source, "log": asdict(log.report), "partners": dict(logs.report)}
+
+
+def _write(logs: PartnerLogs, arguments: argparse.Namespace) -> None:
+    for name, rows in zip(logs.names, logs.training, strict=True):
+        home = arguments.out / name
+        home.mkdir(parents=True, exist_ok=True)
+        write_clicks(rows, home / "clicks.parquet")
+        (home / "card.toml").write_text(tomli_w.dumps(to_table(canonical_card(rows))), encoding="utf-8")
+    write_central(logs.central, arguments.out / "central.parquet")
+
+
+def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
+    """Prints the log's facts and the partners' sizes as tables."""
+    console = Console()
+    facts = Table(title=f"Clicks: {result['source']}", show_header=False)
+    for key, value in result["log"].items():
+        facts.add_row(key.replace("_", " "), _text(value))
+    console.print(facts)
+    partners = result["partners"]
+    sizes = Table(title=f"{partners['partners']} partners by {partners['partition']}, split {partners['split']}")
+    for column in ("partner", "users", "rows", "click rate"):
+        sizes.add_column(column, justify="right")
+    columns = (partners["users_per_partner"], partners["rows_per_partner"], partners["click_rate_per_partner"])
+    for number, (users, rows, rate) in enumerate(list(zip(*columns, strict=True))[:_SHOWN]):
+        sizes.add_row(str(number), str(users), str(rows), f"{rate:.3f}")
+    console.print(sizes)
+    if partners["partners"] > _SHOWN:
+        console.print(f"and {partners['partners'] - _SHOWN} more; --json shows all")
+    console.print(f"{partners['rows_tested']} held-out rows of {partners['users_tested']} users")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,196 @@
+"""What a model must beat, on the rows that the model is evaluated on. Only a simulation can know these.
+
+| floor | what it is | private? |
+|---|---|---|
+| base_rate | the training rows' click rate for every row | no |
+| item_popularity | the item's shrunk click rate | no |
+| logistic_regression | pooled, on the model's own features and 32 components of the text states | no |
+| logistic_regression_item_means | the same with exact item means | no |
+| local_only | the same model, each partner alone; each row is scored by its own partner's model | no |
+| pooled | the same model on the union | no |
+
+Legend: N evaluated rows, F features, T distinct texts, E text width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from client.training import DpStep, Randomness, train_privately
+from common.bootstrap import paired_difference
+from common.config import Config, ModelConfig
+from common.features import ItemCounts, UserRows, count_items, featurise
+from common.messages import TrainingPlan
+from common.metrics import evaluate_scores
+from common.model.click_model import build_model
+from common.pretrained import locate
+from common.runfolder import RunFolder
+from common.textstates import TextStates, default_cache_dir
+from common.vector import read_vector, write_vector
+from server.evaluation import HeldOut, intervals, load_heldout, score
+
+Scores = NDArray[np.float64]
+
+_ITEM_STRENGTH = 5.0
+_TEXT_COMPONENTS = 32
+_LEAST_STEPS = 100  # a floor is trained to the end, however few steps the federated run takes
+_EXPECTED_USERS = 512  # of a floor's step, at most
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What the floors are computed from: the pooled training rows, the held-out rows, the text states."""
+
+    config: Config
+    training: pd.DataFrame  # canonical rows and `partner`
+    central: pd.DataFrame
+    heldout: HeldOut
+    states: TextStates
+    item_counts: ItemCounts
+
+    @property
+    def evaluated(self) -> pd.DataFrame:
+        """The N evaluated rows of the held-out log, in the order of all scores."""
+        return self.central[self.central["evaluate"].to_numpy(bool)]
+
+
+def load_logs(config: Config, folder: RunFolder) -> Logs:
+    """Returns the logs of a prepared run folder."""
+    pretrained = locate(config.model.encoder, config.model.encoder_sha256)
+    parts = []
+    for number in range(config.data.partners):
+        rows = pd.read_parquet(folder.partner(number) / "clicks.parquet")
+        parts.append(rows.assign(partner=number))
+    training = pd.concat(parts).sort_values(["user", "time"], kind="stable").reset_index(drop=True)
+    counts = count_items(training)
+    used = counts if config.model.item_rates == "exact" else None
+    return Logs(
+        config=config,
+        training=training,
+        central=pd.read_parquet(folder.central),
+        heldout=load_heldout(folder.central, config.model, pretrained, used),
+        states=TextStates(pretrained, config.model.max_tokens, default_cache_dir(config.model.cache)),
+        item_counts=counts,
+    )
+
+
+def compute_floors(config: Config, folder: RunFolder, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Returns the figures of every floor in `server.floors`, each with its paired AUC difference to the model."""
+    if not config.server.floors:
+        return {}
+    logs = load_logs(config, folder)
+    model_N: Scores = np.load(folder.root / "scores.npy")
+    floors: dict[str, dict[str, Any]] = {}
+    for name in config.server.floors:
+        for label, (score_N, note) in _FLOORS[name](logs, say).items():
+            floors[label] = _figures(logs, score_N, model_N) | {"private": False, "note": note}
+    return floors
+
+
+def _figures(logs: Logs, score_N: Scores, model_N: Scores) -> dict[str, Any]:
+    heldout, server, seed = logs.heldout, logs.config.server, logs.config.round.seed
+    label_N = heldout.label_NL[:, 0]
+    values = evaluate_scores(label_N, score_N, heldout.user_N)
+    figures: dict[str, Any] = {name: values[name] for name in ("auc", "log_loss", "ne", "uauc")}
+    if server.bootstrap_samples:
+        figures["intervals"] = intervals(score_N, heldout, server.bootstrap_samples, seed)
+        gap = paired_difference(label_N, model_N, score_N, heldout.user_N, server.bootstrap_samples, seed)
+        figures["difference"] = [gap.value, gap.low, gap.high]
+    return figures
+
+
+Floor = dict[str, tuple[Scores, str]]
+
+
+def _base_rate(logs: Logs, _say: Callable[[str], None]) -> Floor:
+    rate = float(logs.training["clicked"].mean())
+    return {"base_rate": (np.full(len(logs.evaluated), rate), f"{rate:.3f} of the training rows are clicks")}
+
+
+def _item_popularity(logs: Logs, _say: Callable[[str], None]) -> Floor:
+    rate = float(logs.training["clicked"].mean())
+    count_N2 = np.array([logs.item_counts.get(item, (0.0, 0.0)) for item in logs.evaluated["item"]]).reshape(-1, 2)
+    score_N = (count_N2[:, 0] + _ITEM_STRENGTH * rate) / (count_N2[:, 1] + _ITEM_STRENGTH)
+    return {"item_popularity": (score_N, "exact item means over all partners' training rows")}
+
+
+def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
+    say("floor: logistic regression")
+    train, test = logs.training, logs.central
+    test_N = test["evaluate"].to_numpy(bool)
+    train_states_NE, test_states_NE = _row_states(logs, train), _row_states(logs, test)[test_N]
+    components = min(_TEXT_COMPONENTS, *train_states_NE.shape)
+    text = PCA(components, svd_solver="randomized", random_state=0).fit(train_states_NE)
+    note = f"pooled, not private; own past rates, context, {components} text components"
+    floors: Floor = {}
+    for label, item_rates in (("logistic_regression", "none"), ("logistic_regression_item_means", "exact")):
+        model = replace(logs.config.model, item_rates=item_rates)
+        train_NF = _dense(logs, train, model, np.ones(len(train), bool)).dense_NF
+        test_NF = _dense(logs, test, model, ~test_N).dense_NF[test_N]
+        regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        regression.fit(np.hstack([train_NF, text.transform(train_states_NE)]), train["clicked"])
+        score_N = regression.predict_proba(np.hstack([test_NF, text.transform(test_states_NE)]))[:, 1]
+        floors[label] = (score_N, note + (", exact item means" if item_rates == "exact" else ""))
+    return floors
+
+
+def _row_states(logs: Logs, rows: pd.DataFrame) -> NDArray[np.float32]:
+    encoded = logs.states.states(list(rows["text"]))
+    return encoded.states_TE[encoded.index_N]
+
+
+def _dense(logs: Logs, rows: pd.DataFrame, model: ModelConfig, in_counts_N: NDArray[np.bool_]) -> UserRows:
+    encoded = logs.states.states(list(rows["text"]))
+    counts = logs.item_counts if model.item_rates == "exact" else None
+    return featurise(rows, encoded.index_N, encoded.states_TE, model, item_counts=counts, own_rows_N=in_counts_N)
+
+
+def _pooled(logs: Logs, say: Callable[[str], None]) -> Floor:
+    say("floor: pooled training without privacy")
+    steps, score_N = _train_and_score(logs, logs.training, "pooled")
+    return {"pooled": (score_N, f"the same model on the union, not private, {steps} steps")}
+
+
+def _local_only(logs: Logs, say: Callable[[str], None]) -> Floor:
+    partner_N = logs.evaluated["partner"].to_numpy()
+    score_N = np.zeros(len(partner_N))
+    steps = 0
+    for number in range(logs.config.data.partners):
+        say(f"floor: partner {number + 1} of {logs.config.data.partners} alone")
+        own = logs.training[logs.training["partner"] == number]
+        steps, own_score_N = _train_and_score(logs, own, f"local {number}")
+        score_N[partner_N == number] = own_score_N[partner_N == number]
+    return {"local_only": (score_N, f"the same model, each partner alone on its own users, not private, {steps} steps")}
+
+
+def _train_and_score(logs: Logs, rows: pd.DataFrame, label: str) -> tuple[int, Scores]:
+    """Trains the run's model without privacy on some rows and returns (steps, scores of the evaluated rows)."""
+    config = logs.config
+    features = _dense(logs, rows, config.model, np.ones(len(rows), bool))
+    steps = max(_LEAST_STEPS, config.round.num_rounds * config.round.local_steps)
+    rate = min(config.privacy.sampling_rate, _EXPECTED_USERS / features.num_users)
+    plan = TrainingPlan(steps, config.round.client_optimiser, config.round.learning_rate, config.round.weight_decay)
+    step = DpStep(rate, 0.0, None, config.privacy.max_impressions_per_user, rate * features.num_users)
+    heads = logs.heldout.label_NL.shape[1]
+    model = build_model(config.model, features.states_TE.shape[1], heads, config.round.seed)
+    start_D = read_vector(model)
+    randomness = Randomness(config.round.seed, label, 0)
+    write_vector(model, start_D + train_privately(model, start_D, features, plan, step, randomness))
+    return steps, score(model, logs.heldout)
+
+
+_FLOORS: dict[str, Callable[[Logs, Callable[[str], None]], Floor]] = {
+    "base_rate": _base_rate,
+    "item_popularity": _item_popularity,
+    "logistic_regression": _logistic_regression,
+    "local_only": _local_only,
+    "pooled": _pooled,
+}

@@ -1,0 +1,90 @@
+"""Live progress of a run: a bar with rounds, AUC, epsilon and time left on a terminal, silence elsewhere."""
+
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.config import Config
+from simulations.spending import planned_epsilon
+
+RUN_LOGGER = "hushclick.run"
+
+
+class LiveProgress(logging.Handler):
+    """Draws what the server says of its rounds; a context manager that leaves the terminal as it found it."""
+
+    def __init__(self, console: Console, config: Config) -> None:
+        super().__init__(logging.INFO)
+        self._config = config
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._encode = self._rounds = None
+        self._previous_level = logging.NOTSET
+
+    def __enter__(self) -> Self:
+        logger = logging.getLogger(RUN_LOGGER)
+        self._previous_level = logger.level
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(self)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        logger = logging.getLogger(RUN_LOGGER)
+        logger.removeHandler(self)
+        logger.setLevel(self._previous_level)
+        logger.propagate = True
+
+    def encoding(self, done: int, total: int) -> None:
+        """Shows how many distinct texts are encoded."""
+        if self._encode is None:
+            self._encode = self._bar.add_task("encoding texts", total=total, facts="")
+        self._bar.update(self._encode, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """Prints one line above the bar, on a terminal."""
+        if self._console.is_terminal:
+            self._bar.print(f"  {text}", style="dim", highlight=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes one fact from the server's log."""
+        fact: dict[str, Any] = getattr(record, "fact", {})
+        if fact.get("fact") == "begun":
+            self._rounds = self._bar.add_task(
+                "rounds",
+                total=self._config.round.num_rounds,
+                completed=fact["round"],
+                facts=f"{fact['partners']} partners",
+            )
+        elif fact.get("fact") == "round" and self._rounds is not None:
+            self._bar.update(self._rounds, completed=fact["round"], facts=self._facts(fact))
+            if fact.get("error"):
+                self.say(f"round {fact['round']}: {fact['error']}")
+        elif fact.get("fact") == "left_out":
+            self.say(record.getMessage())
+
+    def _facts(self, fact: dict[str, Any]) -> str:
+        parts = []
+        if "auc" in fact:
+            low, high = fact.get("intervals", {}).get("auc", (None, None))
+            parts.append(f"AUC {fact['auc']:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else ""))
+        epsilon = planned_epsilon(self._config, fact["round"])
+        parts.append(f"epsilon {epsilon:.2f}" if epsilon is not None else "no privacy")
+        return "  ".join(parts)

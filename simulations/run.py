@@ -1,0 +1,186 @@
+"""`hushclick simulate`: the deployed ServerApp and ClientApp on this machine, from one TOML to a report."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from rich.console import Console
+from rich.table import Table
+
+from client.app import app as client_app
+from client.app import forget_workers
+from common.config import Config, load_config
+from common.errors import BudgetExhausted, CheckpointError, HushclickError, UsageError
+from common.runfolder import RunFolder, write_json
+from server.app import app as server_app
+from server.report import write_report
+from simulations.floors import compute_floors
+from simulations.flower import run_in_flower
+from simulations.grid import InProcessGrid
+from simulations.prepare import prepare, with_noise
+from simulations.progress import LiveProgress
+from simulations.spending import planned_epsilon, privacy_facts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what `simulate` takes beyond the arguments that every command has."""
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last good round")
+    parser.add_argument(
+        "--engine",
+        choices=("in-process", "flower"),
+        default="in-process",
+        help="in-process (default), or Flower's own Ray simulation of the same apps",
+    )
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs a simulation and returns its metrics (what `--json` prints)."""
+    arguments.out = arguments.out or Path("runs", arguments.config.stem)
+    folder = RunFolder(arguments.out.resolve())
+    config = load_config(arguments.config, arguments.set)
+    console = Console(stderr=True)
+    return simulate(config, folder, console, resume=arguments.resume, engine=arguments.engine)
+
+
+def simulate(
+    config: Config, folder: RunFolder, console: Console, *, resume: bool = False, engine: str = "in-process"
+) -> dict[str, Any]:
+    """Trains over simulated partners and returns the metrics, which also lie in the folder with model and report.
+
+    Raises:
+        UsageError: when the folder holds a run and `resume` is off.
+        BudgetExhausted: when too few partners have budget left; model, metrics and report are there.
+        KeyboardInterrupt: on Ctrl-C; the folder can be resumed from its last good round.
+    """
+    started = time.monotonic()
+    with LiveProgress(console, config) as progress:
+        if resume:
+            config, prepared = _resumed(config, folder)
+        else:
+            _require_fresh(folder)
+            preparation = prepare(config, folder, progress.encoding)
+            config, prepared = preparation.config, {"data": preparation.facts, "timings": preparation.timings}
+        stopped = _run_apps(config, folder, engine)
+        trained = time.monotonic()
+        metrics = read_metrics(folder)
+        floors = compute_floors(config, folder, progress.say)
+    metrics |= {"title": config.output.title, "floors": floors, "privacy": privacy_facts(config, folder)}
+    _add_epsilon(config, metrics)
+    metrics["data"] = prepared["data"]
+    metrics["timings"] = (
+        prepared["timings"]
+        | metrics["timings"]
+        | {"floors_seconds": time.monotonic() - trained, "total_seconds": time.monotonic() - started}
+    )
+    metrics["machine"] = _machine(engine)
+    write_json(folder.metrics, metrics)
+    if config.output.report:
+        write_report(folder)
+    if stopped:
+        raise stopped
+    return metrics
+
+
+def _require_fresh(folder: RunFolder) -> None:
+    if folder.config.exists() or folder.checkpoint.exists():
+        raise UsageError(f"{folder.root} already holds a run: add --resume to go on with it, or give another --out")
+
+
+def _resumed(config: Config, folder: RunFolder) -> tuple[Config, dict[str, Any]]:
+    """Returns the run's own configuration, after checking that the given one does not contradict it."""
+    if not folder.config.exists():
+        raise CheckpointError(f"{folder.root} holds no run to resume; start it without --resume")
+    own = load_config(folder.config)
+    if with_noise(config) != own:
+        raise CheckpointError(
+            f"{folder.config} differs from the configuration given: resume with the same TOML and --set values,"
+            f" or with {folder.config} itself"
+        )
+    return own, json.loads(folder.preparation.read_text(encoding="utf-8"))
+
+
+def _run_apps(config: Config, folder: RunFolder, engine: str) -> BudgetExhausted | None:
+    """Runs the deployed apps to the last round; returns why they ended early, if they did."""
+    if engine == "flower":
+        return _run_flower(config, folder)
+    run_config = {"run-folder": str(folder.root)}
+    try:
+        with InProcessGrid(client_app, config.data.partners, run_config, config.output.jobs) as grid:
+            server_app(grid, Context(1, 1, {}, RecordDict(), dict(run_config)))
+    except BudgetExhausted as error:
+        return error
+    finally:
+        forget_workers()
+    return None
+
+
+def _run_flower(config: Config, folder: RunFolder) -> None:
+    folder.metrics.unlink(missing_ok=True)  # Flower ends with 0 when a run fails: what counts is what the server wrote
+    log_path = folder.root / "flower.log"
+    run_in_flower(config.data.partners, folder.root, log_path)
+    if not folder.metrics.exists():
+        raise HushclickError(f"the run failed inside Flower; its log is {log_path}")
+
+
+def read_metrics(folder: RunFolder) -> dict[str, Any]:
+    """Returns metrics.json, or raises a `HushclickError` that says what to do."""
+    try:
+        metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise HushclickError(f"{folder.metrics}: not there or damaged; run the simulation to its end first") from None
+    return metrics
+
+
+def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Prints the table at the end of a run, and where everything lies."""
+    console = Console()
+    console.print(summary_table(metrics))
+    console.print(metrics["privacy"]["sentence"], highlight=False)
+    console.print(f"Report: {RunFolder(arguments.out.resolve()).report}", highlight=False, soft_wrap=True)
+
+
+def summary_table(metrics: dict[str, Any]) -> Table:
+    """Returns the model and its floors, best AUC first."""
+    table = Table(title=f"{metrics['title']}: the final model beside its floors")
+    for column in ("", "AUC", "95 % interval", "log loss", "NE", "private"):
+        table.add_column(column, justify="left" if column in ("", "private") else "right")
+    private = metrics["privacy"]["mode"] != "none"
+    lines = {"this model": metrics["final"] | {"private": private}} | metrics["floors"]
+    for name, line in sorted(lines.items(), key=lambda item: -(item[1]["auc"] or 0)):
+        low, high = line.get("intervals", {}).get("auc", (None, None))
+        table.add_row(
+            name.replace("_", " "),
+            _figure(line["auc"]),
+            f"[{_figure(low, 3)}, {_figure(high, 3)}]" if low is not None else "",
+            _figure(line["log_loss"]),
+            _figure(line["ne"]),
+            "yes" if line["private"] else "no",
+            style="bold" if name == "this model" else None,
+        )
+    return table
+
+
+def _figure(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _add_epsilon(config: Config, metrics: dict[str, Any]) -> None:
+    """Writes the epsilon spent after each round beside it: that of a partner which took part in all of them."""
+    for record in metrics["rounds"]:
+        record["epsilon"] = planned_epsilon(config, record["round"])
+
+
+def _machine(engine: str) -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "engine": engine,
+        **{name: version(name) for name in ("hushclick", "torch", "flwr", "opacus", "transformers")},
+    }

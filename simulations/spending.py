@@ -1,0 +1,86 @@
+"""What a run has spent of its partners' privacy: derived from their ledgers, never from what the server says."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from client.worker import training_event
+from common.config import Config
+from common.privacy.accounting import epsilon, privacy_statement
+from common.privacy.events import DpEvent
+from common.privacy.ledger import Ledger
+from common.runfolder import RunFolder, partner_name
+
+ASSUMPTION = (
+    "No person is a user of two partners: then every person is protected by one partner's epsilon. A person who is a"
+    " user of several partners is protected by the sum of theirs."
+)
+PLAIN_NOTE = (
+    "Aggregation is plain: the server sees each partner's update for the moment in which it adds it. In local mode the"
+    " update is already noised by its partner, so the epsilon holds against the server as well."
+)
+
+
+def planned_epsilon(config: Config, rounds: int) -> float | None:
+    """Returns the epsilon of a partner that took part in so many rounds; None without privacy."""
+    privacy = config.privacy
+    if privacy.mode == "none" or privacy.noise_multiplier is None:
+        return None
+    if rounds == 0:
+        return 0.0
+    return epsilon([training_event(privacy, "plan", 1, 0, rounds * config.round.local_steps)], privacy.delta)
+
+
+def read_ledgers(config: Config, folder: RunFolder) -> dict[str, list[DpEvent]]:
+    """Returns partner -> the events in its ledger, which count as spent."""
+    names = [partner_name(number) for number in range(config.data.partners)]
+    return {name: list(Ledger(folder.ledgers / f"{name}.jsonl").events()) for name in names}
+
+
+def privacy_facts(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Returns the `privacy` part of metrics.json: the largest epsilon of any partner, said in full."""
+    spent = read_ledgers(config, folder)
+    privacy = config.privacy
+    if privacy.mode == "none":
+        return {
+            "mode": "none",
+            "epsilon": None,
+            "sentence": "No differential privacy: the model and every update may reveal single users.",
+            "aggregation": config.aggregation.method,
+            "aggregation_note": "Aggregation is plain and updates carry no noise: the server sees each partner's exact update.",
+        }
+    worst = max(spent.values(), key=lambda events: sum(event.steps for event in events))
+    statement = privacy_statement(worst, privacy.delta)
+    return {
+        "mode": privacy.mode,
+        "unit": statement.unit,
+        "epsilon": statement.epsilon,
+        "delta": statement.delta,
+        "adjacency": statement.adjacency,
+        "accountant": statement.accountant,
+        "second_accountant": statement.second_accountant,
+        "second_epsilon": statement.second_epsilon,
+        "protects_against": statement.protects_against,
+        "sentence": statement.sentence(),
+        "fixed_seed": statement.fixed_seed,
+        "noise_multiplier": privacy.noise_multiplier,
+        "sampling_rate": privacy.sampling_rate,
+        "clip": privacy.clip,
+        "steps": statement.steps,
+        "budget": privacy.epsilon,
+        "assumption": ASSUMPTION,
+        "aggregation": config.aggregation.method,
+        "aggregation_note": PLAIN_NOTE,
+        "partners": _per_partner(spent, privacy.delta),
+    }
+
+
+def _per_partner(spent: dict[str, list[DpEvent]], delta: float) -> dict[str, dict[str, Any]]:
+    return {name: _one_partner(events, delta) for name, events in spent.items()}
+
+
+def _one_partner(events: Sequence[DpEvent], delta: float) -> dict[str, Any]:
+    return {
+        "epsilon": epsilon(events, delta),
+        "steps": sum(event.steps for event in events),
+        "rounds": len({(event.run_id, event.round) for event in events}),
+    }
