@@ -46,7 +46,9 @@ def join(message: Message, context: Context) -> Message:
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """Gives exact item counts, where privacy is off."""
-    return _answer(message, context, lambda worker, body: worker.statistics(StatisticsTask.from_record(body)).to_record())
+    return _answer(
+        message, context, lambda worker, body: worker.statistics(StatisticsTask.from_record(body)).to_record()
+    )
 
 
 @app.query("catalogue")

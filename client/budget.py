@@ -19,8 +19,8 @@ class Budget:
     """What a partner still allows.
 
     Formal guarantees:
-        - no sequence of calls, crashes, restarts or processes leaves a ledger whose epsilon (PLD) at `policy.delta` is
-          over `policy.epsilon`, in mode "local";
+        - no reserve that returns, after whatever calls, crashes, restarts or other processes, leaves a ledger whose
+          epsilon (PLD) at `policy.delta` is over `policy.epsilon`, in mode "local" (up to rounding, 1e-9 of it);
         - a reservation counts from the moment it is made, committed or not;
         - in mode "none" nothing is refused and everything is written down, as epsilon infinite.
 
@@ -94,7 +94,7 @@ class Budget:
         before, after = epsilon(spent, delta), epsilon([*spent, event], delta)
         return (
             f"{event.purpose} for round {event.round} refused before any data was read; {len(spent)} releases have"
-            f" spent epsilon {before:.4g}, this one would make it {after:.4g}, and the budget is privacy.epsilon ="
+            f" spent epsilon {before:.6g}, this one would make it {after:.6g}, and the budget is privacy.epsilon ="
             f" {self._policy.epsilon:g} at delta {delta:g}; {self._mend(spent, event)}"
         )
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
-from common.config import PrivacyConfig
 from common.features import UserRows, make_batch
 from common.messages import TrainingPlan
 from common.model.click_model import ClickModel, forward, user_losses
@@ -66,10 +65,8 @@ class Randomness:
 
 def _seed_words(fixed_seed: int | None, *labels: object) -> list[int]:
     """Returns 256 bits for one purpose; equal seeds at two partners still give unrelated streams."""
-    if fixed_seed is None:
-        digest = os.urandom(32)
-    else:
-        digest = hashlib.sha256(repr((fixed_seed, *labels)).encode()).digest()
+    labelled = hashlib.sha256(repr((fixed_seed, *labels)).encode()).digest()
+    digest = os.urandom(32) if fixed_seed is None else labelled
     return [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 32, 4)]
 
 
@@ -199,7 +196,7 @@ def _set_gradients(model: nn.Module, gradient_D: NDArray[np.float64]) -> None:
 
 
 def _grad_sample(parameter: nn.Parameter) -> Tensor:
-    gradient = parameter.grad_sample
+    gradient = getattr(parameter, "grad_sample", None)
     if not isinstance(gradient, Tensor):
         raise TypeError(f"expected one per-user gradient, got {type(gradient).__name__}")
     return gradient

@@ -79,7 +79,9 @@ class Worker:
         if self.config.privacy.mode != "none" or self.config.model.item_rates != "exact":
             raise ProtocolError("exact item counts are not private; this partner does not give them")
         counts = count_items(self._rows())
-        return StatisticsReply(np.array([counts.get(item, (0.0, 0.0)) for item in task.catalogue]).T.reshape(2, -1).copy())
+        return StatisticsReply(
+            np.array([counts.get(item, (0.0, 0.0)) for item in task.catalogue]).T.reshape(2, -1).copy()
+        )
 
     def catalogue(self, task: CatalogueTask) -> None:
         """Takes over the summed item counts as features of the coming rounds."""
@@ -120,7 +122,9 @@ class Worker:
             raise ProtocolError(f"local_steps = {task.plan.local_steps}: this partner allows at most {limit}")
         own = layout_fingerprint(self._model(), self._pretrained.weights_sha256)
         if task.fingerprint != own:
-            raise ProtocolError(f"model layout {task.fingerprint[:12]}, this partner has {own[:12]}: other weights or widths")
+            raise ProtocolError(
+                f"model layout {task.fingerprint[:12]}, this partner has {own[:12]}: other weights or widths"
+            )
 
     def _train(self, task: TrainTask) -> NDArray[np.float32]:
         privacy = self.config.privacy

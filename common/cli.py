@@ -69,8 +69,16 @@ def build_parser() -> argparse.ArgumentParser:
         text = command.help if command.module else f"{command.help} (not in this version)"
         sub = commands.add_parser(name, help=text, description=command.help.capitalize() + ".", allow_abbrev=False)
         what = "run folder" if command.takes == "run" else "configuration (TOML)"
-        sub.add_argument("config", type=Path, nargs="?", metavar="RUN" if command.takes == "run" else "CONFIG", help=what)
-        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, such as round.num_rounds=3")
+        sub.add_argument(
+            "config", type=Path, nargs="?", metavar="RUN" if command.takes == "run" else "CONFIG", help=what
+        )
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override one key, such as round.num_rounds=3",
+        )
         sub.add_argument("--out", type=Path, metavar="DIR", help="where results go")
         sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     return parser
@@ -97,7 +105,7 @@ def _run(argv: list[str]) -> int:
     name = next((word for word in argv if not word.startswith("-")), None)
     command = COMMANDS.get(name or "")
     module: Any = importlib.import_module(command.module) if command and command.module and "-h" not in argv else None
-    if module is not None:
+    if module is not None and name is not None:
         subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         module.add_arguments(subparsers.choices[name])
     arguments = parser.parse_args(argv)

@@ -97,11 +97,11 @@ class RoundConfig:
 class PrivacyConfig:
     """Every field that can change what an epsilon means. Each partner holds its own copy and its own limits."""
 
-    mode: Literal["local", "none"] = "local"
-    unit: Literal["user"] = "user"
+    mode: Literal["local", "none"] = "local"  # local = each partner adds the whole noise itself; none = no privacy
+    unit: Literal["user"] = "user"  # whose data one clipped gradient holds
     epsilon: PositiveFloat = 8.0  # the partner's budget; noise is calibrated to it where noise_multiplier is unset
-    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
-    noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5  # well under one over the users of a partner
+    noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None  # over clip; unset = calibrated
     clip: PositiveFloat = 1.0  # L2 bound on one user's gradient
     sampling_rate: Rate = 0.25  # each user joins each step with this probability, independently (Poisson)
     max_impressions_per_user: Annotated[int, Field(ge=1, le=4096)] = 32  # random rows of a sampled user per step

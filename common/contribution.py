@@ -115,7 +115,8 @@ class RunningSum:
 
     def mean(self, min_partners: int) -> NDArray[np.float64]:
         """Returns the sum divided by the public weights, float64 [D]; raises `TooFewPartners` like `total`."""
-        return self.total(min_partners) / self.weight
+        mean_D: NDArray[np.float64] = self.total(min_partners) / self.weight
+        return mean_D
 
 
 def _fixed_point(contribution: LocalDelta) -> NDArray[np.int64]:

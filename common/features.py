@@ -11,6 +11,7 @@ batch, M rows of a user in a batch, K history rows of a user in a batch.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -117,12 +118,10 @@ def featurise(
     unit_TE = states_TE / np.maximum(np.linalg.norm(states_TE, axis=1, keepdims=True), 1e-12)
     own_NF = np.zeros((num_rows, len(_OWN_RATES) + len(_TEXT_RATES)), np.float32)
     history_NH = np.full((num_rows, config.history), -1, np.int64)
-    for start, stop in zip(offset_U1[:-1], offset_U1[1:], strict=True):
+    for start, stop in pairwise(offset_U1):
         part = slice(start, stop)
         seen_M = _strictly_earlier(time_N[part])
-        own_NF[part, : len(_OWN_RATES)] = _own_rates(
-            clicked_N[part], domain_N[part], seen_M, config.prior_click_rate
-        )
+        own_NF[part, : len(_OWN_RATES)] = _own_rates(clicked_N[part], domain_N[part], seen_M, config.prior_click_rate)
         own_NF[part, len(_OWN_RATES) :] = _text_rates(
             unit_TE[text_N[part]], clicked_N[part], seen_M, config.prior_click_rate
         )
@@ -133,9 +132,7 @@ def featurise(
     labels = [clicked_N]
     if "purchased" in rows:
         labels.append(rows["purchased"].to_numpy(np.float32))
-    return UserRows(
-        offset_U1, text_N, np.stack(labels, axis=1), np.concatenate(blocks, axis=1), history_NH, states_TE
-    )
+    return UserRows(offset_U1, text_N, np.stack(labels, axis=1), np.concatenate(blocks, axis=1), history_NH, states_TE)
 
 
 def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
@@ -173,8 +170,7 @@ def count_items(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """Returns item -> (clicks, impressions), exact and therefore not private."""
     grouped = rows.groupby("item")["clicked"].agg(["sum", "count"])
     return {
-        str(item): (float(clicks), float(shown))
-        for item, clicks, shown in grouped.itertuples(index=True, name=None)
+        str(item): (float(clicks), float(shown)) for item, clicks, shown in grouped.itertuples(index=True, name=None)
     }
 
 
@@ -231,7 +227,7 @@ def _text_rates(unit_ME: Float, clicked_M: Float, seen_M: Int, prior: float) -> 
         before_MK = np.arange(last)[None, :] < seen_M[part, None]
         click_K = clicked_M[:last]
         kernel_MK = np.exp(_KERNEL_SHARPNESS * (cosine_MK - 1)) * before_MK
-        alike_M, alike_click_M = kernel_MK.sum(1), kernel_MK @ click_K
+        alike_M, alike_click_M = kernel_MK.sum(1), (kernel_MK * click_K).sum(1)
         positive_MK = before_MK * click_K
         nearest_M = np.where(positive_MK > 0, cosine_MK, 0.0).max(1)
         pull_M = (cosine_MK * positive_MK).sum(1) / np.maximum(positive_MK.sum(1), 1) - (

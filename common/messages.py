@@ -224,7 +224,9 @@ class TrainTask:
         values = _scalars(record, _TRAIN_FIELDS | _types(TrainingPlan))
         plan = TrainingPlan(**{name: values.pop(name) for name in _types(TrainingPlan)})
         if values["round"] < 1 or values["attempt"] < 0:
-            raise ProtocolError(f"round {values['round']}, attempt {values['attempt']}: rounds start at 1, attempts at 0")
+            raise ProtocolError(
+                f"round {values['round']}, attempt {values['attempt']}: rounds start at 1, attempts at 0"
+            )
         return cls(**values, plan=plan, model_D=_array(record, "model", "<f4"))
 
 

@@ -181,7 +181,7 @@ def _item_counts(
     _require_all(
         exchange(grid, QUERY_CATALOGUE, dict.fromkeys(nodes.values(), told), "catalogue", timeout, lambda *_: None)
     )
-    return dict(zip(catalogue, map(tuple, total_2I.T.tolist()), strict=True))
+    return {item: (clicks, shown) for item, (clicks, shown) in zip(catalogue, total_2I.T.tolist(), strict=True)}
 
 
 def _catalogue(folder: RunFolder) -> tuple[str, ...]:
@@ -194,7 +194,9 @@ def _catalogue(folder: RunFolder) -> tuple[str, ...]:
 
 def _require_all(outcome: Exchange) -> None:
     if outcome.failures:
-        raise TooFewPartners(f"{len(outcome.failures)} partners gave no item counts: {next(iter(outcome.failures.values()))}")
+        raise TooFewPartners(
+            f"{len(outcome.failures)} partners gave no item counts: {next(iter(outcome.failures.values()))}"
+        )
 
 
 def _run_round(grid: Grid, state: Coordinator) -> None:

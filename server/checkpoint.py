@@ -52,7 +52,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "rounds": checkpoint.rounds,
         "exhausted": list(checkpoint.exhausted),
     }
-    arrays = {"model": checkpoint.model_D} | {f"optimiser.{name}": moment for name, moment in checkpoint.optimiser.items()}
+    arrays = {"model": checkpoint.model_D} | {
+        f"optimiser.{name}": moment for name, moment in checkpoint.optimiser.items()
+    }
     write_atomically(path, save(arrays, {"facts": json.dumps(jsonable(facts))}))
 
 
@@ -74,10 +76,18 @@ def load_checkpoint(path: Path, config_fingerprint: str) -> Checkpoint:
         raise CheckpointError(f"{path}: version {facts.get('version')}, this program reads version {_VERSION}")
     if facts["config_fingerprint"] != config_fingerprint:
         raise CheckpointError(
-            f"{path}: belongs to another configuration; resume with the run's own config.toml, or start in another folder"
+            f"{path}: belongs to another configuration; resume with the run's own config.toml,"
+            " or start in another folder"
         )
-    moments = {name.removeprefix("optimiser."): array for name, array in arrays.items() if name.startswith("optimiser.")}
+    moments = {
+        name.removeprefix("optimiser."): array for name, array in arrays.items() if name.startswith("optimiser.")
+    }
     return Checkpoint(
-        facts["run_id"], config_fingerprint, facts["round"], arrays["model"], moments, facts["rounds"],
+        facts["run_id"],
+        config_fingerprint,
+        facts["round"],
+        arrays["model"],
+        moments,
+        facts["rounds"],
         tuple(facts["exhausted"]),
     )

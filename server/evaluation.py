@@ -48,7 +48,9 @@ class HeldOut:
     slices: dict[str, NDArray[np.bool_]]
 
 
-def load_heldout(path: Path, config: ModelConfig, pretrained: Pretrained, item_counts: ItemCounts | None = None) -> HeldOut:
+def load_heldout(
+    path: Path, config: ModelConfig, pretrained: Pretrained, item_counts: ItemCounts | None = None
+) -> HeldOut:
     """Returns the held-out log in a Parquet file of canonical columns plus `evaluate` (and, in a simulation,
     `partner`, `cold_user`, `cold_item`).
 
@@ -62,9 +64,7 @@ def load_heldout(path: Path, config: ModelConfig, pretrained: Pretrained, item_c
     if not evaluate_N.any():
         raise DataError(f"{path}: none of the {len(frame)} rows is marked for evaluation")
     encoded = TextStates(pretrained, config.max_tokens, default_cache_dir(config.cache)).states(list(frame["text"]))
-    rows = featurise(
-        frame, encoded.index_N, encoded.states_TE, config, item_counts=item_counts, own_rows_N=~evaluate_N
-    )
+    rows = featurise(frame, encoded.index_N, encoded.states_TE, config, item_counts=item_counts, own_rows_N=~evaluate_N)
     row_N = np.flatnonzero(evaluate_N)
     user_N = np.searchsorted(rows.offset_U1, row_N, side="right") - 1
     return HeldOut(
@@ -120,7 +120,11 @@ def final_figures(score_N: NDArray[np.float64], heldout: HeldOut, config: Server
 
 
 def _slice_figures(
-    name: str, mask_N: NDArray[np.bool_], label_N: NDArray[np.float32], score_N: NDArray[np.float64], user_N: NDArray[np.int64]
+    name: str,
+    mask_N: NDArray[np.bool_],
+    label_N: NDArray[np.float32],
+    score_N: NDArray[np.float64],
+    user_N: NDArray[np.int64],
 ) -> dict[str, Any]:
     """Returns one slice's line; AUC and log loss only where the slice is large enough to say anything."""
     line: dict[str, Any] = {

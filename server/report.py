@@ -33,7 +33,11 @@ from server.report_numbers import (
 )
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
-_SUMMARY_FLOORS = ("base_rate", "item_popularity", "logistic_regression")
+_SUMMARY_FLOORS = {
+    "base_rate": "the base rate",
+    "item_popularity": "item popularity",
+    "logistic_regression": "logistic regression",
+}
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -107,6 +111,7 @@ def build_report(metrics: Mapping[str, Any], config_toml: str) -> str:
             "problems": report_course.problems_table(metrics),
         },
         calibration_figures=[(name, figure(final.get(key))) for key, name in _CALIBRATION_FIGURES],
+        has_floors=bool(table(metrics, "floors")),
         odds=report_privacy.odds(privacy),
         more_users=text(privacy.get("more_users")),
         config_toml=config_toml,
@@ -152,13 +157,12 @@ def _against_floors(floors: Json) -> list[str]:
     """Returns how the model stands against the floors, one clause each; certain only where an interval is."""
     clauses = [_verdict(name, table(floors, name)) for name in _SUMMARY_FLOORS if table(floors, name)]
     if not clauses:
-        return ["No floors are recorded, so the AUC stands alone."]
+        return ["No floors to compare it with are recorded."]
     return [f"In AUC it is {'; '.join(clauses)}."]
 
 
 def _verdict(name: str, floor: Json) -> str:
-    label = report_tables.FLOOR_NAMES[name].lower()
-    known = f"{label} ({figure(floor.get('auc'))})"
+    known = f"{_SUMMARY_FLOORS[name]} ({figure(floor.get('auc'))})"
     found = difference(floor)
     if found is None:
         return f"not compared with {known}"
@@ -167,6 +171,5 @@ def _verdict(name: str, floor: Json) -> str:
         return f"{figure(abs(value))} {'above' if value > 0 else 'below'} {known}, with no interval recorded"
     if low <= 0 <= high:
         return f"not told apart from {known}: difference {bounds((low, high), signed=True)}"
-    return (
-        f"{'ahead of' if value > 0 else 'behind'} {known} by {figure(abs(value))} ({bounds((low, high), signed=True)})"
-    )
+    side = "ahead of" if value > 0 else "behind"
+    return f"{side} {known} by {figure(abs(value))} ({bounds((low, high), signed=True)})"

@@ -35,10 +35,10 @@ _SPLITS = {
 _PHASES = {
     "read_seconds": "Reading the log",
     "encode_seconds": "Encoding texts",
-    "train_seconds": "Training at the partners, all rounds",
-    "evaluate_seconds": "Central evaluation",
+    "train_seconds": "Training",
+    "evaluate_seconds": "Evaluation",
     "floors_seconds": "Floors",
-    "server_seconds": "Server from start to end (holds some of the above)",
+    "server_seconds": "Server (holds some of the above)",
     "total_seconds": "Total",
 }
 _WHOLES = ("server_seconds", "total_seconds")  # times that hold other phases
@@ -148,7 +148,7 @@ def rounds_table(metrics: Json) -> Table:
     rows = tuple(Row(whole(record.get("round")), cells(record, readers)) for record in rounds[-MOST_ROUNDS:])
     titles = ("Round", "Asked", "Contributed", "AUC", "Log loss", "NE", "Epsilon", "Training", "Evaluation")
     hidden = left_out(len(rows), len(rounds), "rounds, the latest,")
-    note = f"Asked, contributed: partners. Brackets: 95 % intervals. Epsilon: {scope(table(metrics, 'privacy'))}."
+    note = f"Asked, contributed: partners. Brackets: 95 % intervals. Of epsilon: {scope(table(metrics, 'privacy'))}."
     return Table("Round by round", columns(*titles), rows, hidden, note)
 
 

@@ -7,7 +7,6 @@ sheet, which knows dark mode and print; every chart carries its message as text,
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -35,6 +34,8 @@ _OTHERS = ("#8a8a8a", "#d98200", "#159a72", "#c2569b", "#7a6ae0", "#c8553d", "#5
 _DASHES = ("dot", "dash", "longdash", "dashdot", "longdashdot")
 _STROKES = {"dot": "2 3", "dash": "6 4", "longdash": "10 4", "dashdot": "7 3 2 3", "longdashdot": "11 3 2 3"}
 _CONFIG = {"displayModeBar": False, "responsive": True, "showTips": False}
+_MOST_BARS = 60  # more would be thinner than the gaps between them
+_MOST_TICKS = 12  # one a round, and still apart on a phone
 _LEAST_BAND = 0.15  # half-width, in rounds, of the band of a round that stands alone
 
 
@@ -90,7 +91,7 @@ def _curve(rounds: Sequence[Json], name: str, title: str, floors: list[tuple[str
         chart.add_trace(_level(ends, level, label, colour, dash))
         keys.append(Key(colour, _STROKES[dash], label, figure(level)))
     chart.add_trace(_line(x, y, "This model", "%{y:.3f}"))
-    _lay_out(chart, height, "Round", name.upper(), ends)
+    _whole_ticks(_lay_out(chart, height, "Round", name.upper(), ends), ends[1] - ends[0])
     message = f"{title}: {figure(y[0])} in round {whole(x[0])}, {figure(y[-1])} in round {whole(x[-1])}."
     message += "".join(f" {label}: {figure(level)}." for label, level in lines)
     return Chart(f"chart-{name}", title, message, _markup(chart, f"chart-{name}"), tuple(keys if lines else ()))
@@ -102,7 +103,7 @@ def _epsilon_curve(rounds: Sequence[Json], privacy: Json) -> Chart | None:
         return None
     x, y = [point[0] for point in points], [point[1] for point in points]
     chart = go.Figure(_line(x, y, "epsilon", "%{y:.2f}"))
-    _lay_out(chart, 240, "Round", "Epsilon", _ends(x))
+    _whole_ticks(_lay_out(chart, 240, "Round", "Epsilon", _ends(x)), max(x) - min(x))
     chart.update_yaxes(rangemode="tozero")
     message = f"Epsilon spent: {epsilon(y[0])} after round {whole(x[0])}, {epsilon(y[-1])} after round {whole(x[-1])}."
     markup = _markup(chart, "chart-epsilon")
@@ -168,7 +169,7 @@ def calibration_chart(final: Json) -> Chart | None:
     if not predicted or len(predicted) != len(observed):
         return None
     top = max(*predicted, *observed) * 1.06 or 1.0
-    lowest = min(*predicted, *observed, 0.0)
+    lowest = -0.02 * top
     counts = [whole(amount) for amount in rows] if len(rows) == len(predicted) else ["?"] * len(predicted)
     chart = go.Figure(_level((lowest, top), 0.0, "perfect", _OTHERS[0], "dash").update(y=[lowest, top]))
     hover = "predicted %{x:.1%}, observed %{y:.1%}<br>%{customdata} rows<extra></extra>"
@@ -188,26 +189,25 @@ _DIAGONAL = Key(_OTHERS[0], _STROKES["dash"], "Perfect calibration", "")
 
 
 def partners_charts(data: Json) -> list[Chart]:
-    """Returns the partners' users, rows and click rates as bars, each where it is recorded."""
-    kinds: tuple[tuple[str, str, Any], ...] = (
-        ("users_per_partner", "Users by partner", whole),
-        ("rows_per_partner", "Rows by partner", whole),
-        ("click_rate_per_partner", "Click rate by partner", percent),
-    )
+    """Returns the partners' users, rows and click rates as bars, each where it is recorded; many are sorted."""
+    kinds = (("users", whole, ","), ("rows", whole, ","), ("click_rate", percent, ".1%"))
     charts = []
-    for key, title, write in kinds:
-        sizes = numbers(data, key)
-        if sizes:
-            name = f"chart-{key.replace('_', '-')}"
-            hover = (
-                "partner %{x}: %{y:.1%}<extra></extra>" if write is percent else "partner %{x}: %{y:,}<extra></extra>"
-            )
-            bars = go.Bar(x=list(range(len(sizes))), y=sizes, marker={"color": BLUE}, hovertemplate=hover)
-            chart = _lay_out(go.Figure(bars), 220, "Partner", "")
-            chart.update_yaxes(tickformat=".0%" if write is percent else "~s", rangemode="tozero")
+    for name, write, hover in kinds:
+        if sizes := numbers(data, f"{name}_per_partner"):
+            many = len(sizes) > _MOST_BARS
+            title = f"{words(name)} by partner{', highest first' if many else ''}"
+            chart = _bars(sorted(sizes, reverse=True) if many else sizes, hover, "Rank" if many else "Partner")
             message = f"{title}: {spread(sizes, write)} over {len(sizes)} partners."
-            charts.append(Chart(name, title, message, _markup(chart, name)))
+            charts.append(Chart(f"chart-{name}", title, message, _markup(chart, f"chart-{name}")))
     return charts
+
+
+def _bars(heights: list[float], hover: str, axis: str) -> go.Figure:
+    template = f"{axis.lower()} %{{x}}: %{{y:{hover}}}<extra></extra>"
+    bars = go.Bar(x=list(range(len(heights))), y=heights, marker={"color": BLUE}, hovertemplate=template)
+    chart = _whole_ticks(_lay_out(go.Figure(bars), 220, axis, ""), len(heights))
+    chart.update_yaxes(tickformat=".0%" if "%" in hover else "~s", rangemode="tozero")
+    return chart.update_layout(bargap=0) if axis == "Rank" else chart
 
 
 def time_chart(timings: Json) -> Chart | None:
@@ -218,11 +218,11 @@ def time_chart(timings: Json) -> Chart | None:
     labels, seconds = [_plain(name) for name, _ in found], [amount for _, amount in found]
     written = [duration(amount) for amount in seconds]
     bars = go.Bar(x=seconds, y=labels, orientation="h", marker={"color": BLUE}, text=written, hoverinfo="skip")
-    chart = go.Figure(bars.update(textposition="auto", cliponaxis=False))
+    chart = go.Figure(bars.update(textposition="outside", cliponaxis=False))
     _lay_out(chart, 70 + 34 * len(found), "Seconds", "")
-    chart.update_yaxes(autorange="reversed", showgrid=False).update_xaxes(rangemode="tozero")
+    chart.update_yaxes(autorange="reversed", showgrid=False).update_xaxes(range=[0, max(max(seconds), 1e-3) * 1.3])
     message = "; ".join(f"{name}: {amount}" for (name, _), amount in zip(found, written, strict=True))
-    return Chart("chart-time", "Time by phase", f"{message}.", _markup(chart, "chart-time"))
+    return Chart("chart-time", "Where the time went", f"{message}.", _markup(chart, "chart-time"))
 
 
 def _lay_out(chart: go.Figure, height: int, x: str, y: str, ends: tuple[float, float] | None = None) -> go.Figure:
@@ -240,16 +240,21 @@ def _lay_out(chart: go.Figure, height: int, x: str, y: str, ends: tuple[float, f
         hovermode="closest",
         bargap=0.25,
     )
-    chart.update_xaxes(title={"text": x, "standoff": 8}, showgrid=False, **axis)
-    chart.update_yaxes(title={"text": y, "standoff": 8}, showgrid=True, **axis)
+    chart.update_xaxes(title={"text": x, "standoff": 8, "font": {"size": 13}}, showgrid=False, **axis)
+    chart.update_yaxes(title={"text": y, "standoff": 8, "font": {"size": 13}}, showgrid=True, **axis)
     if ends:
         chart.update_xaxes(range=list(ends))
     return chart
 
 
+def _whole_ticks(chart: go.Figure, span: float) -> go.Figure:
+    """Keeps a short axis of rounds or partners from showing fractions of them."""
+    return chart.update_xaxes(dtick=1) if span <= _MOST_TICKS else chart
+
+
 def _plain(words_of_others: str) -> str:
     """Returns text that plotly shows as it is: it would read tags, and links, in labels."""
-    return html.escape(words_of_others).replace("%{", "%&#123;")
+    return html.escape(words_of_others).replace("%{", "% {")
 
 
 def _markup(chart: go.Figure, name: str) -> str:

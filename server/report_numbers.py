@@ -13,6 +13,7 @@ Json = Mapping[str, Any]
 
 MISSING = "–"  # written wherever a figure is not recorded
 NOT_RECORDED = "not recorded"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -88,16 +89,20 @@ def figure(value: Any, places: int = 3) -> str:
 
 
 def bounds(pair: Sequence[float | None] | None, places: int = 3, signed: bool = False) -> str:
-    """Returns `0.770 to 0.794`; empty where a bound is missing."""
+    """Returns `0.770 to 0.794`, which does not break over lines; empty where a bound is missing."""
     if pair is None or any(bound is None for bound in pair):
         return ""
-    return " to ".join(_minus(f"{bound:{'+' if signed else ''}.{places}f}") for bound in pair)
+    return f"{NO_BREAK}to{NO_BREAK}".join(_minus(f"{bound:{'+' if signed else ''}.{places}f}") for bound in pair)
 
 
 def with_bounds(record: Json, name: str, places: int = 3) -> str:
     """Returns a metric with its interval in brackets, as far as they are recorded."""
-    pair = bounds(interval(record, name), places)
-    return f"{figure(record.get(name), places)} [{pair}]" if pair else figure(record.get(name), places)
+    return bracketed(figure(record.get(name), places), bounds(interval(record, name), places))
+
+
+def bracketed(value: str, pair: str) -> str:
+    """Returns a written value and its written bounds in brackets, if there are any."""
+    return f"{value} [{pair}]" if pair else value
 
 
 def signed(value: float | None, places: int = 3) -> str:
@@ -120,7 +125,7 @@ def whole(value: Any) -> str:
 def percent(value: Any) -> str:
     """Returns a rate in percent."""
     found = number(value)
-    return MISSING if found is None else f"{_minus(f'{100 * found:.1f}')} %"
+    return MISSING if found is None else f"{_minus(f'{100 * found:.1f}')}{NO_BREAK}%"
 
 
 def epsilon(value: Any) -> str:
@@ -139,10 +144,10 @@ def duration(value: Any) -> str:
     if found is None:
         return MISSING
     if abs(found) < 99.95:
-        return _minus(f"{found:.2f} s" if abs(found) < 9.995 else f"{found:.1f} s")
+        return _unit(f"{found:.2f} s" if abs(found) < 9.995 else f"{found:.1f} s")
     if found < 7170:
-        return f"{round(found) // 60} min {round(found) % 60:02d} s"
-    return f"{round(found / 60) // 60:,} h {round(found / 60) % 60:02d} min"
+        return _unit(f"{round(found) // 60} min {round(found) % 60:02d} s")
+    return _unit(f"{round(found / 60) // 60:,} h {round(found / 60) % 60:02d} min")
 
 
 def size(value: Any) -> str:
@@ -152,9 +157,9 @@ def size(value: Any) -> str:
         return MISSING
     for unit in ("B", "kB", "MB", "GB"):
         if abs(found) < 999.95:
-            return f"{found:.0f} B" if unit == "B" else f"{found:.1f} {unit}"
+            return _unit(f"{found:.0f} B" if unit == "B" else f"{found:.1f} {unit}")
         found /= 1000
-    return f"{found:,.1f} TB"
+    return _unit(f"{found:,.1f} TB")
 
 
 def moment(value: Any) -> str:
@@ -181,8 +186,12 @@ def count(value: Any, noun: str) -> str:
     """Returns `1 partner`, `6 partners`, or that their number is not recorded."""
     found = number(value)
     if found is None:
-        return f"a number of {noun}s that was {NOT_RECORDED}"
+        return f"an unrecorded number of {noun}s"
     return f"{whole(found)} {noun}" if found == 1 else f"{whole(found)} {noun}s"
+
+
+def _unit(written: str) -> str:
+    return _minus(written).replace(" ", NO_BREAK)
 
 
 def _minus(written: str) -> str:

@@ -30,7 +30,7 @@ def scope(privacy: Json) -> str:
     """Returns what every printed epsilon must carry: unit, adjacency, delta, accountants, against whom."""
     second = text(privacy.get("second_accountant")).upper()
     parts = (
-        ("unit", text(privacy.get("unit"))),
+        ("Unit", text(privacy.get("unit"))),
         ("adjacency", adjacency(privacy)),
         ("delta", significant(privacy.get("delta")).replace(MISSING, "")),
         ("accountant", text(privacy.get("accountant")).upper()),
@@ -61,7 +61,8 @@ def privacy_table(privacy: Json) -> Table:
         ("Assumption", text(privacy.get("assumption")), "where it fails, such a unit's epsilons add up"),
         ("Aggregation", text(privacy.get("aggregation")), text(privacy.get("aggregation_note"))),
     )
-    rows = tuple(Row(name, (found if found not in ("", MISSING) else NOT_RECORDED, why)) for name, found, why in lines)
+    lacking = "does not apply" if privacy.get("mode") == "none" else NOT_RECORDED
+    rows = tuple(Row(name, (found if found not in ("", MISSING) else lacking, why)) for name, found, why in lines)
     return Table("What the guarantee says and rests on", prose("Property", "Value", "Meaning"), rows)
 
 
@@ -76,9 +77,7 @@ def partner_epsilons_table(privacy: Json) -> Table:
     spent = [found for record in partners.values() if (found := number(record.get("epsilon"))) is not None]
     readers = (read("epsilon", epsilon), read("steps", whole), read("rounds", whole))
     rows = tuple(Row(name, cells(record, readers)) for name, record in list(partners.items())[:MOST_PARTNERS])
-    span = (
-        f"Epsilon from {epsilon(min(spent))} to {epsilon(max(spent))} over {len(spent):,} partners. " if spent else ""
-    )
+    span = f"From {epsilon(min(spent))} to {epsilon(max(spent))} over {len(spent):,} partners. " if spent else ""
     unknown = len(partners) - len(spent)
     lacking = f"No finite epsilon is recorded for {unknown:,} of {len(partners):,} partners. " if unknown else ""
     hidden = left_out(len(rows), len(partners), "partners")
@@ -131,14 +130,14 @@ def _mode_banner(privacy: Json) -> Banner | None:
 def price(privacy: Json) -> str:
     """Returns what the run cost in privacy: its own sentence, else one made of the recorded parts."""
     assumption = text(privacy.get("assumption"))
-    condition = f" This holds if {assumption}." if assumption else ""
+    condition = f" The epsilon assumes that {assumption}." if assumption else ""
     if sentence := text(privacy.get("sentence")):
         return f"{sentence.rstrip('.')}.{condition}"
     if privacy.get("mode") == "none":
         return "no privacy: updates and model were released without noise."
     if number(privacy.get("epsilon")) is None:
         return f"{NOT_RECORDED}."
-    return f"epsilon {epsilon(privacy.get('epsilon'))} ({scope(privacy)}).{condition}"
+    return f"epsilon {epsilon(privacy.get('epsilon'))}. {scope(privacy)}.{condition}"
 
 
 def odds(privacy: Json) -> str:

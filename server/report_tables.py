@@ -9,6 +9,7 @@ from server.report_numbers import (
     NOT_RECORDED,
     Json,
     bounds,
+    bracketed,
     difference,
     figure,
     interval,
@@ -47,7 +48,7 @@ _METRICS = (  # key, name, meaning
     (
         "auc",
         "AUC",
-        "area under the ROC curve: chance that a clicked impression outscores one that was not; 0.5 = guess",
+        "area under the ROC curve: chance that a clicked row outscores one that was not; guessing gives 0.5",
     ),
     ("pr_auc", "PR-AUC", "area under precision and recall; guessing gives the base rate"),
     ("base_rate", "Base rate", "share of held-out impressions that were clicked"),
@@ -55,7 +56,7 @@ _METRICS = (  # key, name, meaning
     (
         "ne",
         "NE",
-        "normalised entropy: log loss over that of always predicting the base rate; 1 = no better, 0 = perfect",
+        "normalised entropy: log loss over that of always saying the base rate; 1 = no better, 0 = perfect",
     ),
     ("calibration_ratio", "Calibration ratio", "mean prediction over observed click rate; 1 = right on average"),
     ("ece", "ECE", "expected calibration error: mean distance of predicted and observed rate over equal-mass bins"),
@@ -138,7 +139,8 @@ def floors_table(metrics: Json) -> Table:
         remark = text(floor.get("note")) or _FLOOR_MEANINGS.get(name, "")
         line = (*_scores(floor), _lead(floor), yes_or_no(floor.get("private")))
         rows.append(Row(FLOOR_NAMES.get(name, words(name)), line, remark))
-    heads = columns("Model", "AUC [interval]", "Log loss", "NE", "This model's lead in AUC [interval]", "Private?")
+    heads = columns("Model", "AUC [interval]", "Log loss", "NE", "This model's lead in AUC [interval]")
+    heads = (*heads, *prose("Private?"))
     return Table("This model and its floors, on the same held-out rows", heads, tuple(rows))
 
 
@@ -150,8 +152,7 @@ def _lead(floor: Json) -> str:
     found = difference(floor)
     if found is None:
         return MISSING
-    pair = bounds(found[1:], signed=True)
-    return f"{signed(found[0])} [{pair}]" if pair else signed(found[0])
+    return bracketed(signed(found[0]), bounds(found[1:], signed=True))
 
 
 def _model_is_private(privacy: Json) -> str:
@@ -159,7 +160,7 @@ def _model_is_private(privacy: Json) -> str:
         return "no"
     if number(privacy.get("epsilon")) is None:
         return MISSING
-    return "not from who knows the seed" if privacy.get("fixed_seed") is True else "yes"
+    return "no: fixed seed" if privacy.get("fixed_seed") is True else "yes"
 
 
 def figures_table(final: Json) -> Table:
@@ -176,13 +177,15 @@ def figures_table(final: Json) -> Table:
 def slice_tables(final: Json) -> list[Table]:
     """Returns the slices: those of partners, then all others."""
     slices = tables(final, "slices")
-    partners = [line for line in slices if text(line.get("slice")).startswith("partner ")]
-    others = [line for line in slices if line not in partners]
-    found = [
-        ("Slice by partner", partners, MOST_PARTNERS),
-        ("Other slices: users, items, domains", others, MOST_SLICES),
-    ]
-    return [_slice_table(*part) for part in found if part[1]]
+    partners = [line for line in slices if _is_partner(line)]
+    others = [line for line in slices if not _is_partner(line)]
+    found = [_slice_table("By partner", partners, MOST_PARTNERS)]
+    found.append(_slice_table("By kind of user, item and domain", others, MOST_SLICES))
+    return [part for part in found if part.rows]
+
+
+def _is_partner(line: Json) -> bool:
+    return text(line.get("slice")).startswith("partner ")
 
 
 def _slice_table(caption: str, lines: Sequence[Json], most: int) -> Table:

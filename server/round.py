@@ -43,7 +43,9 @@ def exchange(
     a failure with its reason; the others go on.
     """
     outcome = Exchange()
-    messages = [grid.create_message(content, message_type, node, group, timeout_seconds) for node, content in contents.items()]
+    messages = [
+        grid.create_message(content, message_type, node, group, timeout_seconds) for node, content in contents.items()
+    ]
     outcome.bytes_down = sum(_num_bytes(content) for content in contents.values())
     node_of = dict(zip(grid.push_messages(messages), contents, strict=True))
     deadline = time.monotonic() + timeout_seconds
@@ -63,7 +65,12 @@ def exchange(
 
 
 def collect_sum(
-    grid: Grid, message_type: str, tasks: Mapping[int, RecordDict], round_number: int, total: RunningSum, timeout_seconds: float
+    grid: Grid,
+    message_type: str,
+    tasks: Mapping[int, RecordDict],
+    round_number: int,
+    total: RunningSum,
+    timeout_seconds: float,
 ) -> Exchange:
     """Adds the cohort's contributions to `total` as they arrive: memory does not grow with partners."""
 

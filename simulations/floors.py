@@ -14,7 +14,7 @@ Legend: N evaluated rows, F features, T distinct texts, E text width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,7 @@ Scores = NDArray[np.float64]
 _ITEM_STRENGTH = 5.0
 _TEXT_COMPONENTS = 32
 _LEAST_STEPS = 100  # a floor is trained to the end, however few steps the federated run takes
-_EXPECTED_USERS = 512  # of a floor's step, at most
+_EXPECTED_USERS = 128  # of a floor's step, at most
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,11 @@ def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
     text = PCA(components, svd_solver="randomized", random_state=0).fit(train_states_NE)
     note = f"pooled, not private; own past rates, context, {components} text components"
     floors: Floor = {}
-    for label, item_rates in (("logistic_regression", "none"), ("logistic_regression_item_means", "exact")):
+    kinds: tuple[tuple[str, Literal["none", "exact"]], ...] = (
+        ("logistic_regression", "none"),
+        ("logistic_regression_item_means", "exact"),
+    )
+    for label, item_rates in kinds:
         model = replace(logs.config.model, item_rates=item_rates)
         train_NF = _dense(logs, train, model, np.ones(len(train), bool)).dense_NF
         test_NF = _dense(logs, test, model, ~test_N).dense_NF[test_N]

@@ -68,10 +68,11 @@ def run_in_flower(
         environment = _environment(home, programs)
         with _superlink(environment, scratch, log.fileno()) as address:
             (home / "config.toml").write_text(
-                f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "{address}"\ninsecure = true\n', encoding="utf-8"
+                f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "{address}"\ninsecure = true\n',
+                encoding="utf-8",
             )
             federation = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
-            subprocess.run(
+            subprocess.run(  # noqa: S603 (a fixed program; nothing of it comes from a peer)
                 [
                     *(str(programs / "flwr"), "run", str(app), "own", "--stream"),
                     *("--federation-config", federation),
@@ -89,7 +90,7 @@ def run_in_flower(
 def _superlink(environment: dict[str, str], scratch: str, log: int) -> Iterator[str]:
     """Starts a SuperLink in simulation mode, yields its address, and ends it with all that it started."""
     port = _free_port()
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 (a fixed program on loopback)
         [
             *(str(Path(sys.executable).with_name("flower-superlink")), "--insecure", "--simulation"),
             *("--host", "127.0.0.1", "--port", str(port), "--database", str(Path(scratch, "state.db"))),

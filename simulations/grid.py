@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flwr.app import DEFAULT_TTL, Context, Error, Message, Metadata, RecordDict
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -73,6 +73,10 @@ class InProcessGrid(Grid):
         """Lets the clients that are running finish, drops the others, and gives the threads back."""
         self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run_server(self, server_app: ServerApp, run_config: Mapping[str, Any]) -> None:
+        """Calls the ServerApp as Flower does, in this thread, and returns when it is done."""
+        server_app(self, Context(self._run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
 
     def set_run(self, run: Run) -> None:
         """Takes the run that messages belong to."""

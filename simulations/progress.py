@@ -5,7 +5,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from common.config import Config
 from simulations.spending import planned_epsilon
@@ -31,7 +39,8 @@ class LiveProgress(logging.Handler):
             console=console,
             disable=not console.is_terminal,
         )
-        self._encode = self._rounds = None
+        self._encode: TaskID | None = None
+        self._rounds: TaskID | None = None
         self._previous_level = logging.NOTSET
 
     def __enter__(self) -> Self:

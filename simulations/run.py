@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict
 from rich.console import Console
 from rich.table import Table
 
@@ -108,11 +107,12 @@ def _resumed(config: Config, folder: RunFolder) -> tuple[Config, dict[str, Any]]
 def _run_apps(config: Config, folder: RunFolder, engine: str) -> BudgetExhausted | None:
     """Runs the deployed apps to the last round; returns why they ended early, if they did."""
     if engine == "flower":
-        return _run_flower(config, folder)
+        _run_flower(config, folder)
+        return None
     run_config = {"run-folder": str(folder.root)}
     try:
         with InProcessGrid(client_app, config.data.partners, run_config, config.output.jobs) as grid:
-            server_app(grid, Context(1, 1, {}, RecordDict(), dict(run_config)))
+            grid.run_server(server_app, run_config)
     except BudgetExhausted as error:
         return error
     finally:

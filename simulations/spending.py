@@ -46,7 +46,7 @@ def privacy_facts(config: Config, folder: RunFolder) -> dict[str, Any]:
             "epsilon": None,
             "sentence": "No differential privacy: the model and every update may reveal single users.",
             "aggregation": config.aggregation.method,
-            "aggregation_note": "Aggregation is plain and updates carry no noise: the server sees each partner's exact update.",
+            "aggregation_note": "Aggregation is plain and updates carry no noise: the server sees each exact update.",
         }
     worst = max(spent.values(), key=lambda events: sum(event.steps for event in events))
     statement = privacy_statement(worst, privacy.delta)

@@ -51,7 +51,7 @@ class ClickModel(nn.Module):
 
 def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     """Returns a layer whose weights `build_model` fills."""
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs, bias=bias)
+    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs, bias=bias)  # type: ignore[no-untyped-call]
     return layer
 
 

@@ -6,7 +6,7 @@ are distinct parameters, and the order of events cannot matter.
 
 - "pld": privacy loss distributions (dp-accounting), rounded pessimistically: never less than the truth.
 - "prv": privacy loss random variables (Opacus), the second opinion: an upper bound that includes its own error.
-- "rdp": Rényi differential privacy (dp-accounting): valid, but 17 to 57 % above the other two.
+- "rdp": Rényi differential privacy (dp-accounting): valid, but usually 17 to 57 % above the other two.
 
 Opacus' fourth accountant, "gdp", is not offered: it is a central-limit approximation that *understates* epsilon, by up
 to 2.8 times where we measured it, and a printed epsilon must never be below the truth.

@@ -1,6 +1,7 @@
 """Training against independent truths: one user at a time, plain autograd, the claimed noise, the claimed bound."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,9 @@ WIDTH = 8
 def new_model(heads: int = 1) -> ClickModel:
     model = build_model(CONFIG, WIDTH, heads, seed=3)
     # Away from the start, so that every parameter has a gradient.
-    write_vector(model, read_vector(model) + np.random.default_rng(5).normal(0, 0.3, len(read_vector(model))).astype("f4"))
+    write_vector(
+        model, read_vector(model) + np.random.default_rng(5).normal(0, 0.3, len(read_vector(model))).astype("f4")
+    )
     return model
 
 
@@ -164,10 +167,8 @@ def test_noise_does_not_depend_on_how_many_rows_were_drawn() -> None:
 
 @pytest.mark.parametrize("change", [{"partner": "q"}, {"round": 3}, {"seed": 5}])
 def test_partners_rounds_and_seeds_draw_unrelated_noise(change: dict[str, object]) -> None:
-    key: dict[str, object] = {"seed": 4, "partner": "p", "round": 2}
-    draws = []
-    for spec in (key, key | change):
-        draws.append(Randomness(spec["seed"], str(spec["partner"]), int(str(spec["round"]))).noise.normal(size=4000))  # type: ignore[arg-type]
+    key: dict[str, Any] = {"seed": 4, "partner": "p", "round": 2}
+    draws = [Randomness(k["seed"], k["partner"], k["round"]).noise.normal(size=4000) for k in (key, key | change)]
     assert abs(np.corrcoef(*draws)[0, 1]) < 0.08
 
 
@@ -204,4 +205,11 @@ def test_layers_with_memory_or_own_randomness_are_refused(layer: torch.nn.Module
     model.extra = layer
     step = DpStep(1.0, 0.0, None, 10, 1.0)
     with pytest.raises(TypeError, match="cannot be trained privately"):
-        train_privately(model, read_vector(new_model()), random_features(2), TrainingPlan(1, "sgd", 1.0, 0.0), step, Randomness(1, "p", 1))
+        train_privately(
+            model,
+            read_vector(new_model()),
+            random_features(2),
+            TrainingPlan(1, "sgd", 1.0, 0.0),
+            step,
+            Randomness(1, "p", 1),
+        )

@@ -1,0 +1,400 @@
+"""The ledger: nothing that was spent is forgotten, and nothing in it can be altered unseen."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import common
+from common.errors import LedgerError
+from common.privacy.chain import GENESIS, LedgerHead
+from common.privacy.events import DpEvent
+from common.privacy.ledger import Ledger
+
+FIRST = DpEvent(
+    run_id="run",
+    round=0,
+    attempt=0,
+    purpose="training",
+    mechanism="poisson_gaussian",
+    unit="user",
+    adjacency="add_remove",
+    noise_multiplier=1.0,
+    sampling_rate=0.25,
+    steps=4,
+    clip=1.0,
+    fixed_seed=False,
+    mode="local",
+)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(common.__file__).parent.parent)}
+
+
+def nth(number: int) -> DpEvent:
+    return replace(FIRST, round=number)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledgers" / "shop.jsonl"
+
+
+@pytest.fixture
+def filled(path: Path) -> Path:
+    """Returns a ledger of three records: reserve 1, commit 1, reserve 3."""
+    ledger = Ledger(path, durable=False)
+    ledger.commit(ledger.reserve(nth(0)))
+    ledger.reserve(nth(1))
+    return path
+
+
+def test_a_missing_file_is_an_empty_ledger_and_reading_does_not_make_one(path: Path) -> None:
+    ledger = Ledger(path)
+    assert ledger.events() == ()
+    assert ledger.uncommitted() == ()
+    assert ledger.verify() == ledger.head() == LedgerHead(0, GENESIS)
+    assert not path.parent.exists()
+
+
+def test_every_reserve_counts_committed_or_not(filled: Path) -> None:
+    ledger = Ledger(filled)
+    assert ledger.events() == (nth(0), nth(1))
+    assert ledger.uncommitted() == (3,)
+
+
+def test_a_new_object_on_the_same_file_remembers(path: Path) -> None:
+    assert [Ledger(path).reserve(nth(number)) for number in range(3)] == [1, 2, 3]
+    assert Ledger(path).events() == (nth(0), nth(1), nth(2))
+    assert Ledger(path).verify().num_records == 3
+
+
+def test_a_record_is_one_line_with_its_place_in_the_chain(filled: Path) -> None:
+    lines = filled.read_bytes().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [list(record)[:5] for record in records] == [["version", "sequence", "previous", "time", "kind"]] * 3
+    assert [record["sequence"] for record in records] == [1, 2, 3]
+    assert [record["kind"] for record in records] == ["reserve", "commit", "reserve"]
+    assert [record["previous"] for record in records] == [GENESIS, records[0]["sha256"], records[1]["sha256"]]
+    assert records[1]["reservation"] == 1
+    assert DpEvent.from_dict(records[2]["event"]) == nth(1)
+    unsigned = lines[2][: lines[2].index(b',"sha256"')] + b"}"
+    assert records[2]["sha256"] == hashlib.sha256(unsigned).hexdigest()
+    assert "epsilon" not in filled.read_text()
+    assert filled.stat().st_mode & 0o777 == 0o600
+
+
+def test_committing_twice_changes_nothing(filled: Path) -> None:
+    before = filled.read_bytes()
+    Ledger(filled).commit(1)
+    assert filled.read_bytes() == before
+
+
+@pytest.mark.parametrize("reservation", [0, 2, 4, -1])
+def test_committing_what_was_never_reserved_is_refused(filled: Path, reservation: int) -> None:
+    with pytest.raises(LedgerError, match=rf"shop\.jsonl has no reservation {reservation};"):
+        Ledger(filled).commit(reservation)
+
+
+# --- tampering ---------------------------------------------------------------------------------------------------
+
+
+def test_any_altered_byte_is_found_at_its_line(filled: Path) -> None:
+    original = filled.read_bytes()
+    line_of = [original[:place].count(b"\n") + 1 for place in range(len(original))]
+    for place in range(0, len(original) - 1, 3):
+        altered = bytearray(original)
+        altered[place] ^= 1
+        filled.write_bytes(altered)
+        with pytest.raises(LedgerError, match=rf"^shop\.jsonl line {line_of[place]}: "):
+            Ledger(filled).verify()
+    filled.write_bytes(original)
+    assert Ledger(filled).verify().num_records == 3
+
+
+def without(number: int) -> Callable[[list[bytes]], list[bytes]]:
+    return lambda lines: [line for place, line in enumerate(lines, 1) if place != number]
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        (without(1), 1),
+        (without(2), 2),
+        (lambda lines: [lines[0], lines[2], lines[1]], 2),
+        (lambda lines: [lines[0], lines[0], lines[1], lines[2]], 2),
+        (lambda lines: [lines[0], b"", lines[1], lines[2]], 2),
+        (lambda lines: [*lines, b"{}"], 4),
+        (lambda lines: [*lines, b"not json"], 4),
+    ],
+    ids=["first gone", "second gone", "swapped", "repeated", "empty line", "foreign object", "foreign text"],
+)
+def test_removed_moved_or_inserted_lines_are_found(
+    filled: Path, change: Callable[[list[bytes]], list[bytes]], number: int
+) -> None:
+    filled.write_bytes(b"".join(line + b"\n" for line in change(filled.read_bytes().splitlines())))
+    for use in (Ledger(filled).events, Ledger(filled).head, lambda: Ledger(filled).reserve(nth(9))):
+        with pytest.raises(LedgerError, match=rf"line {number}: .*whole budget as spent"):
+            use()
+
+
+def forge(path: Path, **changes: object) -> None:
+    """Appends a well-signed copy of the last line with other values: what only the replay can refuse."""
+    last = json.loads(path.read_bytes().splitlines()[-1])
+    record = {**last, "sequence": last["sequence"] + 1, "previous": last.pop("sha256"), **changes}
+    record.pop("sha256", None)
+    unsigned = json.dumps(record, separators=(",", ":")).encode()
+    signature = hashlib.sha256(unsigned).hexdigest()
+    with path.open("ab") as file:
+        file.write(unsigned[:-1] + f',"sha256":"{signature}"}}\n'.encode())
+
+
+def test_a_forged_copy_with_the_right_values_would_pass(filled: Path) -> None:
+    forge(filled)
+    assert Ledger(filled).verify().num_records == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 2},
+        {"sequence": 5},
+        {"previous": GENESIS},
+        {"kind": "refund"},
+        {"kind": "commit"},
+        {"extra": 1},
+        {"event": {**FIRST.to_dict(), "steps": 0}},
+        {"event": {**FIRST.to_dict(), "version": 9}},
+        {"event": None},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_record_that_makes_no_sense_is_refused_by_line(filled: Path, changes: dict[str, object]) -> None:
+    forge(filled, **changes)
+    with pytest.raises(LedgerError, match=r"^shop\.jsonl line 4: "):
+        Ledger(filled).verify()
+
+
+def test_a_cut_at_a_record_is_seen_by_the_object_that_knew_more(filled: Path) -> None:
+    ledger = Ledger(filled)
+    assert len(ledger.events()) == 2
+    lines = filled.read_bytes().splitlines(keepends=True)
+    filled.write_bytes(b"".join(lines[:2]))
+    for use in (ledger.events, ledger.verify, lambda: ledger.reserve(nth(2))):
+        with pytest.raises(LedgerError, match=r"cut or replaced while in use|does not contain the known record 3"):
+            use()
+
+
+def test_a_cut_at_a_record_is_seen_against_an_anchor_and_only_so(filled: Path) -> None:
+    anchor = Ledger(filled).head()
+    lines = filled.read_bytes().splitlines(keepends=True)
+    filled.write_bytes(b"".join(lines[:2]))
+    assert Ledger(filled).verify().num_records == 2
+    with pytest.raises(LedgerError, match="does not contain the known record 3: it holds 2"):
+        Ledger(filled).verify(anchor)
+
+
+def test_a_ledger_written_anew_is_seen_against_an_anchor(filled: Path, tmp_path: Path) -> None:
+    anchor = Ledger(filled).head()
+    other = Ledger(tmp_path / "other.jsonl", durable=False)
+    for number in range(5):
+        other.reserve(nth(number))
+    with pytest.raises(LedgerError, match="does not contain the known record 3: it holds 5"):
+        other.verify(anchor)
+    Ledger(filled, durable=False).reserve(nth(2))
+    assert Ledger(filled).verify(anchor).num_records == 4
+
+
+def test_a_deleted_or_replaced_file_is_seen_by_the_object_that_knew_it(filled: Path) -> None:
+    ledger = Ledger(filled)
+    assert ledger.head().num_records == 3
+    copy = filled.read_bytes()
+    filled.rename(filled.with_suffix(".old"))
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        ledger.reserve(nth(2))
+    assert not filled.exists()
+    filled.write_bytes(copy)
+    with pytest.raises(LedgerError, match="cut or replaced while in use"):
+        ledger.reserve(nth(2))
+
+
+def test_verify_reads_the_file_and_not_the_memory(filled: Path) -> None:
+    ledger = Ledger(filled)
+    assert ledger.verify().num_records == 3
+    content = filled.read_bytes()
+    with filled.open("r+b") as file:  # the same inode and size
+        file.write(content.replace(b'"steps":4', b'"steps":1', 1))
+    with pytest.raises(LedgerError, match="line 1: altered"):
+        ledger.verify()
+
+
+# --- a torn last line --------------------------------------------------------------------------------------------
+
+
+def test_a_torn_last_line_is_set_aside_wherever_it_tore(filled: Path) -> None:
+    whole = filled.read_bytes()
+    start = whole[:-1].rindex(b"\n") + 1
+    aside = filled.with_name("shop.jsonl.torn")
+    for cut in range(start + 1, len(whole) - 1, 7):
+        filled.write_bytes(whole[:cut])
+        aside.unlink(missing_ok=True)
+        ledger = Ledger(filled, durable=False)
+        assert ledger.events() == (nth(0),)
+        assert ledger.head().torn_bytes == cut - start
+        assert filled.read_bytes() == whole[:cut]  # reading changes nothing
+        assert ledger.reserve(nth(7)) == 3
+        assert aside.read_bytes() == whole[start:cut] + b"\n"
+        assert Ledger(filled).events() == (nth(0), nth(7))
+        assert Ledger(filled).verify().torn_bytes == 0
+
+
+def test_a_last_line_that_only_lacks_its_newline_counts(filled: Path) -> None:
+    filled.write_bytes(filled.read_bytes()[:-1])
+    reader, writer = Ledger(filled, durable=False), Ledger(filled, durable=False)
+    assert reader.events() == (nth(0), nth(1))
+    assert reader.head().torn_bytes == 0
+    assert writer.reserve(nth(2)) == 4
+    assert reader.events() == (nth(0), nth(1), nth(2))
+    assert reader.reserve(nth(3)) == 5
+    assert Ledger(filled).verify().num_records == 5
+    assert not filled.with_name("shop.jsonl.torn").exists()
+
+
+def test_a_write_that_fails_half_way_is_refused_and_then_mended(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(filled, durable=False)
+    real_write, calls = os.write, []
+
+    def disk_full_after_ten_bytes(descriptor: int, data: bytes) -> int:
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return real_write(descriptor, data[:10])
+
+    monkeypatch.setattr(os, "write", disk_full_after_ten_bytes)
+    with pytest.raises(LedgerError, match=r"cannot be written \(No space left on device\), so nothing may be released"):
+        ledger.reserve(nth(5))
+    monkeypatch.undo()
+    assert ledger.events() == (nth(0), nth(1))
+    assert ledger.head().torn_bytes == 10
+    assert ledger.reserve(nth(6)) == 4
+    assert Ledger(filled).verify() == ledger.head()
+
+
+# --- writers at once ---------------------------------------------------------------------------------------------
+
+
+def test_another_writers_records_are_seen(path: Path) -> None:
+    one, two = Ledger(path, durable=False), Ledger(path, durable=False)
+    assert [one.reserve(nth(0)), two.reserve(nth(1)), one.reserve(nth(2)), two.reserve(nth(3))] == [1, 2, 3, 4]
+    two.commit(1)
+    assert one.uncommitted() == (2, 3, 4)
+    assert one.events() == two.events() == tuple(map(nth, range(4)))
+
+
+WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from common.privacy.events import DpEvent
+from common.privacy.ledger import Ledger
+event = DpEvent.from_dict(eval(sys.argv[2]))
+ledger = Ledger(Path(sys.argv[1]), durable=False)
+for number in range(60):
+    ledger.commit(ledger.reserve(replace(event, round=number)))
+"""
+
+
+def test_writers_in_several_processes_take_turns(path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [
+        subprocess.Popen([*command, repr(replace(FIRST, run_id=name).to_dict())], env=ENVIRONMENT)
+        for name in ("one", "two", "three")
+    ]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    assert Ledger(path).verify().num_records == 3 * 60 * 2
+    events = Ledger(path).events()
+    for name in ("one", "two", "three"):
+        assert [event.round for event in events if event.run_id == name] == list(range(60))
+
+
+def test_threads_with_one_ledger_take_turns(path: Path) -> None:
+    ledger = Ledger(path, durable=False)
+    threads = [threading.Thread(target=lambda: [ledger.reserve(nth(n)) for n in range(25)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Ledger(path).verify().num_records == 100
+
+
+def test_a_ledger_that_stays_locked_is_refused(filled: Path) -> None:
+    impatient = Ledger(filled, lock_timeout_seconds=0.02)
+    with Ledger(filled).exclusive(), pytest.raises(LedgerError, match=r"locked by another writer for over 0\.02 s"):
+        impatient.reserve(nth(2))
+    assert impatient.reserve(nth(2)) == 4
+
+
+def test_inside_exclusive_everything_still_works(filled: Path) -> None:
+    ledger = Ledger(filled, lock_timeout_seconds=0.02)
+    with ledger.exclusive(), ledger.exclusive():
+        assert ledger.reserve(nth(2)) == 4
+        ledger.commit(4)
+        assert ledger.events() == (nth(0), nth(1), nth(2))
+        assert ledger.verify().num_records == 5
+    assert ledger.uncommitted() == (3,)
+
+
+# --- the disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("durable", "expected"), [(True, [3, 2, 2]), (False, [0, 0, 0])])
+def test_each_record_is_flushed_and_so_is_a_new_file_s_folder(
+    path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool, expected: list[int]
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    ledger = Ledger(path, durable=durable)
+    seen = []
+    for number in range(3):
+        before = len(flushed)
+        ledger.commit(ledger.reserve(nth(number)))
+        seen.append(len(flushed) - before)
+    assert seen == expected
+
+
+def test_a_folder_in_the_ledgers_place_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        Ledger(tmp_path).reserve(FIRST)
+
+
+def test_errors_name_the_file_and_not_where_it_lies(filled: Path) -> None:
+    filled.write_bytes(b"x\n")
+    with pytest.raises(LedgerError) as refused:
+        Ledger(filled).events()
+    assert "shop.jsonl" in str(refused.value)
+    assert str(filled.parent) not in str(refused.value)
+
+
+def test_ten_thousand_records_are_verified_in_a_second_and_appended_to_without_being_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(path, durable=False)
+    with ledger.exclusive():
+        for number in range(10_000):
+            ledger.reserve(nth(number))
+    start = time.process_time()
+    assert Ledger(path).verify().num_records == 10_000
+    assert time.process_time() - start < 2.0  # .4 s on one core; twice the promise leaves room for a busy machine
+    asked: list[int] = []
+    real_pread = os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda descriptor, size, place: asked.append(place) or real_pread(descriptor, size, place)
+    )
+    ledger.reserve(nth(0))
+    assert asked == []

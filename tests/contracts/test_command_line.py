@@ -1,0 +1,91 @@
+"""The command line's surface, frozen: add, do not rename. Exit codes, and errors without tracebacks."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from common.cli import COMMANDS, build_parser, main
+
+NAMES = [
+    *("simulate", "sweep", "audit", "budget", "check", "provision", "keys", "server", "worker", "client"),
+    *("report", "data", "predict", "rank", "explain", "copy", "refresh", "serve"),
+]
+
+
+def test_the_commands_are_the_promised_ones_in_their_order() -> None:
+    assert list(COMMANDS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_takes_the_common_arguments(name: str) -> None:
+    arguments = build_parser().parse_args([name, "x.toml", "--set", "a.b=1", "--set", "c.d=2", "--out", "o", "--json"])
+    assert arguments.config == Path("x.toml")
+    assert arguments.set == ["a.b=1", "c.d=2"]
+    assert arguments.out == Path("o")
+    assert arguments.json is True
+
+
+def test_it_is_installed_as_hushclick() -> None:
+    (script,) = entry_points(group="console_scripts", name="hushclick")
+    assert script.value == "common.cli:main"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if COMMANDS[name].module is None])
+def test_what_is_not_built_yet_says_so_and_exits_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "x.toml"]) == 2
+    assert "not in this version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["simulate"], "needs a configuration"),
+        (["simulate", "nowhere.toml"], "no such file"),
+        (["simulate", "simulations"], "is a folder"),
+        (["simulate", "simulations/configs/smoke.toml", "--set", "round.num_round=3"], "did you mean round.num_rounds"),
+        (["simulate", "simulations/configs/smoke.toml", "--set", "privacy.epsilon=-1"], "greater than 0"),
+        (["simulate", "simulations/configs/smoke.toml", "--set", "nonsense"], "expected table.key=value"),
+        (["report", "nowhere"], "no such run folder"),
+        (["data", "nowhere.toml"], "no such file"),
+    ],
+)
+def test_usage_errors_name_the_mend_and_exit_2(
+    argv: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_errors_are_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "nowhere.toml", "--json"]) == 2
+    out = json.loads(capsys.readouterr().out)
+    assert out["exit_code"] == 2
+    assert "nowhere.toml" in out["error"]
+
+
+@pytest.mark.parametrize("argv", [["frobnicate", "x"], ["simulate", "x.toml", "--frobnicate"], ["simulate", "--out"]])
+def test_unknown_words_exit_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+
+
+def test_help_and_version_need_no_heavy_import() -> None:
+    code = (
+        "import sys; from common.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "main(['--version'])\n"
+        "heavy = {'torch', 'flwr', 'transformers', 'opacus', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "simulate" in done.stdout
+    assert "hushclick 0." in done.stdout
