@@ -34,6 +34,7 @@ warnings.filterwarnings("ignore", message="Full backward hook is firing when gra
 # A physical batch is bounded in rows, so that one step of many users, or of users with many rows, fits in memory.
 # Which users share a physical batch changes nothing: every gradient is one user's alone.
 _PHYSICAL_ROWS = 4096
+_PHYSICAL_USERS = 1024
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def physical_batches(chosen: Sequence[NDArray[np.int64]]) -> list[list[NDArray[n
     width = 0
     for row_M in chosen:
         width = max(width, len(row_M))
-        if not parts or (len(parts[-1]) + 1) * width > _PHYSICAL_ROWS:
+        if not parts or len(parts[-1]) >= _PHYSICAL_USERS or (len(parts[-1]) + 1) * width > _PHYSICAL_ROWS:
             parts.append([])
             width = len(row_M)
         parts[-1].append(row_M)

@@ -93,10 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error), as_json="--json" in argv, code=error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("stopped; the same command with --resume goes on from the last good round", "--json" in argv, 1)
+        _complain("stopped", "--json" in argv, 1)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}", "--json" in argv, 1)
         return 1
 
 

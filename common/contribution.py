@@ -111,7 +111,7 @@ class RunningSum:
                 " wait for more partners or lower aggregation.min_partners"
             )
         scale = 2.0**-_FRACTION_BITS if self.kind is LocalDelta else 1.0
-        return self._sum_D * scale
+        return (self._sum_D * scale).astype(np.float64)
 
     def mean(self, min_partners: int) -> NDArray[np.float64]:
         """Returns the sum divided by the public weights, float64 [D]; raises `TooFewPartners` like `total`."""

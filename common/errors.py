@@ -9,6 +9,7 @@ HushclickError                  exit code 1; its text is for the user and never 
 ├── ProtocolError               1  a message that this role must not accept
 │   └── TooFewPartners          1  a round with fewer contributions than its minimum
 ├── CheckpointError             1  a run folder that cannot be resumed
+├── Stopped                     1  Ctrl-C; the text says whether and how the run can go on
 ├── LedgerError                 1  a ledger that is damaged or in use by another writer
 └── BudgetExhausted             3  a reservation that the partner's own budget refuses
 ```
@@ -53,6 +54,10 @@ class TooFewPartners(ProtocolError):
 
 class CheckpointError(HushclickError):
     """A run folder that cannot be resumed: missing, half-written or of another configuration."""
+
+
+class Stopped(HushclickError):
+    """A run that its user stopped with Ctrl-C."""
 
 
 class LedgerError(HushclickError):

@@ -1,14 +1,22 @@
 """The model folder that a run leaves: trained parameters, and what is needed to use them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save
 
 from common.config import ModelConfig, to_table
 from common.model.click_model import ClickModel
 from common.pretrained import Pretrained
 from common.runfolder import write_atomically, write_json
+
+
+def num_parameters(folder: Path) -> int:
+    """Returns the number of trained parameters in a model folder."""
+    with safe_open(str(folder / "model.safetensors"), framework="numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (not a dict)
 
 
 def save_model(

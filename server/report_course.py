@@ -108,14 +108,12 @@ def _phase_name(key: str) -> str:
 
 
 def time_table(timings: Json) -> Table:
-    """Returns the time of each phase and its share of the total."""
-    total = number(timings.get("total_seconds"))
-    whole_phases = [(_PHASES[key], found) for key in _WHOLES if (found := number(timings.get(key))) is not None]
-    rows = tuple(
-        Row(name, (duration(seconds), percent(seconds / total) if total else MISSING))
-        for name, seconds in phases(timings) + whole_phases
-    )
-    return Table("Time by phase", columns("Phase", "Time", "Share of total"), rows)
+    """Returns the time of each phase and its share of all phases (a resumed run's total lacks the earlier ones)."""
+    parts = phases(timings)
+    everything = sum(seconds for _, seconds in parts)
+    rows = [Row(name, (duration(time), percent(time / everything) if everything else MISSING)) for name, time in parts]
+    rows += [Row(_PHASES[key], (duration(timings[key]), "")) for key in _WHOLES if key in timings]
+    return Table("Time by phase", columns("Phase", "Time", "Share of phases"), tuple(rows))
 
 
 def bytes_table(metrics: Json) -> Table:

@@ -102,7 +102,8 @@ def _epsilon_curve(rounds: Sequence[Json], privacy: Json) -> Chart | None:
     if not points:
         return None
     x, y = [point[0] for point in points], [point[1] for point in points]
-    chart = go.Figure(_line(x, y, "epsilon", "%{y:.2f}"))
+    line = _line(x, y, "epsilon", "%{customdata}")
+    chart = go.Figure(line.update(customdata=[epsilon(value) for value in y]))  # rounded up, which %{y:.2f} is not
     _whole_ticks(_lay_out(chart, 240, "Round", "Epsilon", _ends(x)), max(x) - min(x))
     chart.update_yaxes(rangemode="tozero")
     message = f"Epsilon spent: {epsilon(y[0])} after round {whole(x[0])}, {epsilon(y[-1])} after round {whole(x[-1])}."

@@ -49,6 +49,7 @@ def privacy_table(privacy: Json) -> Table:
         ("Unit", text(privacy.get("unit")), "whose data one clipped gradient holds"),
         ("Adjacency", adjacency(privacy), "what may differ without being noticed"),
         ("Epsilon", epsilon(privacy.get("epsilon")), "upper bound on what is learnt of a unit; the largest partner's"),
+        ("Budget", epsilon(privacy.get("budget")), "epsilon beyond which a partner refuses to train"),
         ("Delta", significant(privacy.get("delta")), "probability with which the bound may fail"),
         ("Accountant", text(privacy.get("accountant")).upper(), "how epsilon was derived from what was released"),
         ("Second accountant", _second(privacy), "another derivation, which should agree"),
@@ -109,7 +110,7 @@ def banners(privacy: Json) -> list[Banner]:
     if privacy.get("aggregation") == "plain":
         body = "Aggregation is plain: each partner's update reaches the server by itself, not only the sum."
         note = text(privacy.get("aggregation_note"))
-        found.append(Banner("The server sees each partner's update", f"{body} {note}".strip(), grave=False))
+        found.append(Banner("The server sees each partner's update", note or body, grave=False))
     return [banner for banner in found if banner]
 
 
@@ -130,7 +131,7 @@ def _mode_banner(privacy: Json) -> Banner | None:
 def price(privacy: Json) -> str:
     """Returns what the run cost in privacy: its own sentence, else one made of the recorded parts."""
     assumption = text(privacy.get("assumption"))
-    condition = f" The epsilon assumes that {assumption}." if assumption else ""
+    condition = f" Assumption: {assumption.rstrip('.')}." if assumption else ""
     if sentence := text(privacy.get("sentence")):
         return f"{sentence.rstrip('.')}.{condition}"
     if privacy.get("mode") == "none":

@@ -123,7 +123,7 @@ def _item_popularity(logs: Logs, _say: Callable[[str], None]) -> Floor:
 
 
 def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
-    say("floor: logistic regression")
+    say("logistic regression")
     train, test = logs.training, logs.central
     test_N = test["evaluate"].to_numpy(bool)
     train_states_NE, test_states_NE = _row_states(logs, train), _row_states(logs, test)[test_N]
@@ -158,7 +158,7 @@ def _dense(logs: Logs, rows: pd.DataFrame, model: ModelConfig, in_counts_N: NDAr
 
 
 def _pooled(logs: Logs, say: Callable[[str], None]) -> Floor:
-    say("floor: pooled training without privacy")
+    say("pooled training without privacy")
     steps, score_N = _train_and_score(logs, logs.training, "pooled")
     return {"pooled": (score_N, f"the same model on the union, not private, {steps} steps")}
 
@@ -168,7 +168,7 @@ def _local_only(logs: Logs, say: Callable[[str], None]) -> Floor:
     score_N = np.zeros(len(partner_N))
     steps = 0
     for number in range(logs.config.data.partners):
-        say(f"floor: partner {number + 1} of {logs.config.data.partners} alone")
+        say(f"partner {number + 1} of {logs.config.data.partners} alone")
         own = logs.training[logs.training["partner"] == number]
         steps, own_score_N = _train_and_score(logs, own, f"local {number}")
         score_N[partner_N == number] = own_score_N[partner_N == number]

@@ -26,7 +26,7 @@ class LiveProgress(logging.Handler):
 
     def __init__(self, console: Console, config: Config) -> None:
         super().__init__(logging.INFO)
-        self._config = config
+        self.config = config  # replaced once noise is calibrated
         self._console = console
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -41,6 +41,7 @@ class LiveProgress(logging.Handler):
         )
         self._encode: TaskID | None = None
         self._rounds: TaskID | None = None
+        self._floors: TaskID | None = None
         self._previous_level = logging.NOTSET
 
     def __enter__(self) -> Self:
@@ -67,6 +68,12 @@ class LiveProgress(logging.Handler):
             self._encode = self._bar.add_task("encoding texts", total=total, facts="")
         self._bar.update(self._encode, completed=done, total=total)
 
+    def floor(self, text: str) -> None:
+        """Shows which floor is being computed."""
+        if self._floors is None:
+            self._floors = self._bar.add_task("floors", total=None, facts=text)
+        self._bar.update(self._floors, facts=text)
+
     def say(self, text: str) -> None:
         """Prints one line above the bar, on a terminal."""
         if self._console.is_terminal:
@@ -78,7 +85,7 @@ class LiveProgress(logging.Handler):
         if fact.get("fact") == "begun":
             self._rounds = self._bar.add_task(
                 "rounds",
-                total=self._config.round.num_rounds,
+                total=self.config.round.num_rounds,
                 completed=fact["round"],
                 facts=f"{fact['partners']} partners",
             )
@@ -94,6 +101,6 @@ class LiveProgress(logging.Handler):
         if "auc" in fact:
             low, high = fact.get("intervals", {}).get("auc", (None, None))
             parts.append(f"AUC {fact['auc']:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else ""))
-        epsilon = planned_epsilon(self._config, fact["round"])
+        epsilon = planned_epsilon(self.config, fact["round"])
         parts.append(f"epsilon {epsilon:.2f}" if epsilon is not None else "no privacy")
         return "  ".join(parts)

@@ -15,16 +15,17 @@ from rich.table import Table
 from client.app import app as client_app
 from client.app import forget_workers
 from common.config import Config, load_config
-from common.errors import BudgetExhausted, CheckpointError, HushclickError, UsageError
+from common.errors import BudgetExhausted, CheckpointError, HushclickError, Stopped, UsageError
 from common.runfolder import RunFolder, write_json
 from server.app import app as server_app
+from server.modelfolder import num_parameters
 from server.report import write_report
 from simulations.floors import compute_floors
 from simulations.flower import run_in_flower
 from simulations.grid import InProcessGrid
 from simulations.prepare import prepare, with_noise
 from simulations.progress import LiveProgress
-from simulations.spending import planned_epsilon, privacy_facts
+from simulations.spending import more_users, planned_epsilon, privacy_facts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +56,19 @@ def simulate(
     Raises:
         UsageError: when the folder holds a run and `resume` is off.
         BudgetExhausted: when too few partners have budget left; model, metrics and report are there.
-        KeyboardInterrupt: on Ctrl-C; the folder can be resumed from its last good round.
+        Stopped: on Ctrl-C; the text says how the run goes on.
     """
+    try:
+        return _simulate(config, folder, console, resume, engine)
+    except KeyboardInterrupt:
+        if folder.checkpoint.exists():
+            mend = f"go on from the last good round with the same command and --resume (--out {folder.root})"
+        else:
+            mend = "nothing was trained yet; start it again"
+        raise Stopped(f"stopped: {mend}") from None
+
+
+def _simulate(config: Config, folder: RunFolder, console: Console, resume: bool, engine: str) -> dict[str, Any]:
     started = time.monotonic()
     with LiveProgress(console, config) as progress:
         if resume:
@@ -65,13 +77,17 @@ def simulate(
             _require_fresh(folder)
             preparation = prepare(config, folder, progress.encoding)
             config, prepared = preparation.config, {"data": preparation.facts, "timings": preparation.timings}
+        progress.config = config
         stopped = _run_apps(config, folder, engine)
         trained = time.monotonic()
         metrics = read_metrics(folder)
-        floors = compute_floors(config, folder, progress.say)
+        floors = compute_floors(config, folder, progress.floor)
     metrics |= {"title": config.output.title, "floors": floors, "privacy": privacy_facts(config, folder)}
     _add_epsilon(config, metrics)
     metrics["data"] = prepared["data"]
+    if config.privacy.mode != "none":
+        size = num_parameters(folder.model)
+        metrics["privacy"]["more_users"] = more_users(config, size, prepared["data"]["users_per_partner"])
     metrics["timings"] = (
         prepared["timings"]
         | metrics["timings"]

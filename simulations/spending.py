@@ -36,6 +36,19 @@ def read_ledgers(config: Config, folder: RunFolder) -> dict[str, list[DpEvent]]:
     return {name: list(Ledger(folder.ledgers / f"{name}.jsonl").events()) for name in names}
 
 
+def more_users(config: Config, num_parameters: int, users_per_partner: Sequence[int]) -> str:
+    """Returns, in words, how large the noise of one step is beside the data, and what more users would change."""
+    privacy, users = config.privacy, sorted(users_per_partner)[len(users_per_partner) // 2]
+    noise = (privacy.noise_multiplier or 0.0) * num_parameters**0.5 / (privacy.sampling_rate * users)
+    cohort = config.round.partners_per_round or config.data.partners
+    return (
+        f"At the median partner ({users} users) the noise of one step has {noise:.2g} times the length of the largest"
+        f" mean gradient that its users could give; averaged over {cohort} partners, {noise / cohort**0.5:.2g} times."
+        f" Noise does not grow with users: with ten times as many at each partner and the same epsilon these would be"
+        f" {noise / 10:.2g} and {noise / 10 / cohort**0.5:.2g} times."
+    )
+
+
 def privacy_facts(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Returns the `privacy` part of metrics.json: the largest epsilon of any partner, said in full."""
     spent = read_ledgers(config, folder)

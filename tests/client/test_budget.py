@@ -80,7 +80,8 @@ def test_promise_2_cannot_overspend_the_refusal_says_spent_asked_bound_and_mend(
     assert str(refused.value) == (
         "training for round 10 refused before any data was read; 10 releases have spent epsilon"
         f" {spent:.6g}, this one would make it {asked:.6g}, and the budget is privacy.epsilon = 8 at delta 1e-05;"
-        " ask for fewer steps or more noise, or raise privacy.epsilon in this partner's own configuration (no server can)"
+        " ask for fewer steps or more noise, or raise privacy.epsilon in this partner's own configuration"
+        " (no server can)"
     )
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 import client.app
 import server.app
 from common.config import Config, dump_config, parse_config
-from common.errors import BudgetExhausted, CheckpointError, UsageError
+from common.errors import BudgetExhausted, CheckpointError, Stopped, UsageError
 from common.messages import TrainTask
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder
@@ -109,7 +109,7 @@ def test_a_stopped_run_resumes_to_the_same_result(
             return original(*arguments)
 
         patch.setattr(server.app, name, stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="--resume"):
             run(config, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "metrics.json").exists()
     resumed = run(config, tmp_path / "stopped", resume=True)
