@@ -1,9 +1,11 @@
 """The ClientApp that Flower starts at a partner: it decodes a message, passes it on, and sends the answer back.
 
-It holds no data, no model, no key. Errors that leave it are the project's own texts, which hold no data; anything
-else leaves only as its type's name.
+It holds no data, no model, no key. Errors that leave it are the project's own texts, which hold no data; those about
+the click log, which hold its counts and bounds, stay in the partner's own log of `hushclick.partner`; anything else
+leaves only as its type's name.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,12 @@ from flwr.clientapp import ClientApp
 
 from client.partner import load_partner
 from client.worker import Worker
-from common.errors import BudgetExhausted, HushclickError
+from common.errors import BudgetExhausted, DataError, HushclickError
 from common.messages import BUDGET_EXHAUSTED, REFUSED, CatalogueTask, JoinTask, StatisticsTask, TrainTask
 from common.runfolder import RunFolder
 
 app = ClientApp()
+log = logging.getLogger("hushclick.partner")
 
 _workers: dict[Path, Worker] = {}
 _workers_lock = threading.Lock()
@@ -76,6 +79,11 @@ def _answer(message: Message, context: Context, ask: Callable[[Worker, RecordDic
         return Message(ask(worker, message.content), reply_to=message)
     except BudgetExhausted as error:
         return Message(Error(BUDGET_EXHAUSTED, str(error)), reply_to=message)
+    except DataError as error:  # how many rows there are, or between which bounds, is for this partner alone
+        log.error("%s", error)
+        return Message(
+            Error(REFUSED, "the click log cannot be used; this partner's own log says why"), reply_to=message
+        )
     except HushclickError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
     except Exception as error:  # whatever it says may hold data: only its kind leaves

@@ -43,7 +43,7 @@ from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.runfolder import write_atomically
 from common.textstates import TextStates, default_cache_dir
-from common.vector import layout_fingerprint
+from common.vector import layout_fingerprint, write_vector
 
 # A model per thread, shared by all partners of the process: memory does not grow with partners.
 _models = threading.local()
@@ -125,6 +125,8 @@ class Worker:
             raise ProtocolError(
                 f"model layout {task.fingerprint[:12]}, this partner has {own[:12]}: other weights or widths"
             )
+        # Before the reservation: a model that cannot be trained must not cost any budget.
+        write_vector(self._model(), task.model_D)
 
     def _train(self, task: TrainTask) -> NDArray[np.float32]:
         privacy = self.config.privacy
@@ -212,14 +214,14 @@ class _SentFile:
         try:
             with safe_open(str(self.path), framework="numpy") as file:
                 facts, delta_D = file.metadata(), file.get_tensor("delta")
-            last_round, same_run = int(facts["round"]), facts["run_id"] == task.run_id
+            last_round, same_run, answered = int(facts["round"]), facts["run_id"] == task.run_id, facts["task"]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             raise LedgerError(f"{self.path}: damaged; what was sent last is unknown, so nothing more is sent") from None
         if not same_run or last_round < task.round:
             return None
         if last_round > task.round:
             raise ProtocolError(f"round {task.round} after round {last_round}: a round is answered once")
-        if facts["task"] != _task_hash(task):
+        if answered != _task_hash(task):
             raise ProtocolError(f"round {task.round} was answered for another model; it is not answered again")
         return np.asarray(delta_D)
 

@@ -5,10 +5,11 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 budget exhausted, 4 privacy violation f
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,32 @@ for _name, _value in (
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it is for, and the module that has `add_arguments` and `command`; None = not built yet."""
+    """One command: what it is for, and the module that has its `command` and `show`; None = not built yet."""
 
     help: str
     module: str | None = None
     takes: str = "config"  # config (a TOML) or run (a run folder)
+    options: tuple[tuple[str, Mapping[str, Any]], ...] = ()  # beyond those that every command has
 
+
+_SIMULATE_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("--resume", {"action": "store_true", "help": "go on with the run in --out from its last good round"}),
+    (
+        "--engine",
+        {
+            "choices": ("in-process", "flower"),
+            "default": "in-process",
+            "help": "in-process (default), or Flower's own Ray simulation of the same apps",
+        },
+    ),
+)
 
 COMMANDS: dict[str, Command] = {
-    "simulate": Command("train over simulated partners on this machine, and write a report", "simulations.run"),
+    "simulate": Command(
+        "train over simulated partners on this machine, and write a report",
+        "simulations.run",
+        options=_SIMULATE_OPTIONS,
+    ),
     "sweep": Command("draw utility against privacy over seeds and settings"),
     "audit": Command("attack a run's privacy claim and print the lower bound"),
     "budget": Command("plan, show and forecast a partner's privacy budget"),
@@ -59,7 +77,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Returns the parser of all commands; modules of commands are not imported for it, but for `add_arguments`."""
+    """Returns the parser of all commands; nothing of a command is imported for it."""
     parser = argparse.ArgumentParser(
         prog="hushclick", description="Privacy-preserving federated training of click models.", allow_abbrev=False
     )
@@ -81,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--out", type=Path, metavar="DIR", help="where results go")
         sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+        for flag, settings in command.options:
+            sub.add_argument(flag, **settings)
     return parser
 
 
@@ -105,23 +125,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     parser = build_parser()
-    name = next((word for word in argv if not word.startswith("-")), None)
-    command = COMMANDS.get(name or "")
-    module: Any = importlib.import_module(command.module) if command and command.module and "-h" not in argv else None
-    if module is not None and name is not None:
-        subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-        module.add_arguments(subparsers.choices[name])
     arguments = parser.parse_args(argv)
     if arguments.version:
-        sys.stdout.write(f"hushclick {importlib.import_module('importlib.metadata').version('hushclick')}\n")
+        sys.stdout.write(f"hushclick {importlib.metadata.version('hushclick')}\n")
         return 0
-    if command is None:
+    if arguments.command is None:
         parser.print_help()
         return 2
-    if module is None:
-        raise UsageError(f"{name}: not in this version; CHANGELOG.md says what is")
+    command = COMMANDS[arguments.command]
+    if command.module is None:
+        raise UsageError(f"{arguments.command}: not in this version; CHANGELOG.md says what is")
     if arguments.config is None:
-        raise UsageError(f"{name} needs a {'run folder' if command.takes == 'run' else 'configuration: a TOML file'}")
+        wanted = "a run folder" if command.takes == "run" else "a configuration: a TOML file"
+        raise UsageError(f"{arguments.command} needs {wanted}")
+    module = importlib.import_module(command.module)
     result = module.command(arguments)
     if arguments.json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")

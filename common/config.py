@@ -222,13 +222,29 @@ def parse_table(kind: type[T], table: Mapping[str, Any]) -> T:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Returns the configuration in a TOML file after `key=value` overrides (`table.key=value`, value as TOML).
 
+    Relative paths in the file are taken from the file's folder, those of overrides from the working folder.
+
     Raises:
         ConfigError: when the file is missing, is not TOML, or `parse_config` refuses it.
     """
     table = read_toml(path)
+    _anchor_paths(table, path.resolve().parent)
     for override in overrides:
         apply_override(table, override)
     return parse_config(table)
+
+
+_PATH_KEYS = (("data", "path"), ("data", "card"), ("model", "cache"), ("model", "encoder"))
+
+
+def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
+    for section, key in _PATH_KEYS:
+        values = table.get(section)
+        text = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(text, str) or not text or (key == "encoder" and not text.startswith("path:")):
+            continue
+        scheme, name = ("path:", text.removeprefix("path:")) if key == "encoder" else ("", text)
+        values[key] = scheme + str(folder / Path(name).expanduser())  # type: ignore[index]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

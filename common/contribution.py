@@ -11,16 +11,19 @@ Legend: D parameters.
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError, TooFewPartners
 
-# Fixed point: |weight share x delta| < 2^15 and 2^16 partners fit in 63 bits with 32 fractional bits.
+# Fixed point: 2^16 partners of |weight x delta| < 2^15 with 32 fractional bits fit in 63 bits, as do 2^16 integer steps
+# below 2^47.
 _FRACTION_BITS = 32
-_LIMIT = float(2**15)
+_LIMIT = 2**47
 _MAX_CONTRIBUTIONS = 2**16
+_MAX_DECLARED = 2**53  # a message carries it as a float64, which is exact up to here
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class NoisedStep:
     def __post_init__(self) -> None:
         if self.sum_D.dtype != np.int64 or self.sum_D.ndim != 1:
             raise ProtocolError(f"a step of {self.sum_D.dtype} {self.sum_D.shape}, expected an int64 vector")
-        if self.declared_units < 1:
-            raise ProtocolError(f"declared_units = {self.declared_units}: must be at least 1")
+        if not 1 <= self.declared_units <= _MAX_DECLARED:
+            raise ProtocolError(f"declared_units = {self.declared_units}: must be from 1 to {_MAX_DECLARED}")
 
 
 Contribution = LocalDelta | NoisedStep
@@ -70,19 +73,24 @@ class RunningSum:
 
     length: int
     kind: type[LocalDelta] | type[NoisedStep]
-    count: int = 0
-    weight: float = 0.0
+    count: int = field(init=False, default=0)
+    _weight: Fraction = field(init=False, repr=False, default=Fraction(0))  # exact, so that its order does not matter
     _sum_D: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._sum_D = np.zeros(self.length, np.int64)
+
+    @property
+    def weight(self) -> float:
+        """The sum of the public weights, or of the declared units."""
+        return float(self._weight)
 
     def add(self, contribution: Contribution) -> None:
         """Adds one contribution.
 
         Raises:
             ProtocolError: for another kind or length, values that are not finite or out of range, or too many; the
-                sum is then unchanged.
+                sum is then unchanged. Within the range no sum can wrap.
         """
         if type(contribution) is not self.kind:
             raise ProtocolError(f"a {type(contribution).__name__} in a round of {self.kind.__name__}")
@@ -93,10 +101,10 @@ class RunningSum:
             raise ProtocolError(f"a contribution of {len(value_D)} parameters, expected {self.length}")
         if isinstance(contribution, LocalDelta):
             self._sum_D += _fixed_point(contribution)
-            self.weight += contribution.weight
+            self._weight += Fraction(float(contribution.weight))
         else:
-            self._sum_D += contribution.sum_D
-            self.weight += contribution.declared_units
+            self._sum_D += _in_range(contribution)
+            self._weight += contribution.declared_units
         self.count += 1
 
     def total(self, min_partners: int) -> NDArray[np.float64]:
@@ -123,6 +131,14 @@ def _fixed_point(contribution: LocalDelta) -> NDArray[np.int64]:
     value_D = contribution.delta_D.astype(np.float64) * contribution.weight
     if not np.isfinite(value_D).all():
         raise ProtocolError("a contribution holds values that are not finite")
-    if np.abs(value_D).max(initial=0.0) >= _LIMIT:
-        raise ProtocolError(f"a contribution holds values of {_LIMIT:g} or more")
-    return np.rint(value_D * 2.0**_FRACTION_BITS).astype(np.int64)
+    fixed_D = np.rint(value_D * 2.0**_FRACTION_BITS)
+    if np.abs(fixed_D).max(initial=0.0) >= _LIMIT:
+        raise ProtocolError(f"a contribution holds values of {_LIMIT * 2.0**-_FRACTION_BITS:g} or more")
+    return fixed_D.astype(np.int64)
+
+
+def _in_range(contribution: NoisedStep) -> NDArray[np.int64]:
+    step_D = contribution.sum_D
+    if step_D.max(initial=0) >= _LIMIT or step_D.min(initial=0) <= -_LIMIT:  # not by abs: that of -2^63 is negative
+        raise ProtocolError(f"a step holds values of {_LIMIT} or more")
+    return step_D

@@ -160,8 +160,8 @@ def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
         candidate_BME=_gather_states(rows, row_BM),
         bank_BKE=_gather_states(rows, bank_BK),
         attend_BMK=attend_BMK,
-        dense_BMF=rows.dense_NF[row_BM] * weight_BM[..., None],
-        label_BML=rows.label_NL[row_BM] * weight_BM[..., None],
+        dense_BMF=_gather(rows.dense_NF, row_BM),
+        label_BML=_gather(rows.label_NL, row_BM),
         weight_BM=weight_BM,
     )
 
@@ -296,3 +296,10 @@ def _gather_states(rows: UserRows, row_BM: Int) -> Float:
     states = rows.states_TE[rows.text_N[row_BM]]
     states[row_BM < 0] = 0.0
     return states
+
+
+def _gather(values_NF: Float, row_BM: Int) -> Float:
+    """Returns the values of rows, 0 for padding: written, as 0 times another user's NaN would be NaN."""
+    values_BMF = values_NF[row_BM]
+    values_BMF[row_BM < 0] = 0.0
+    return values_BMF

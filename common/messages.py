@@ -2,7 +2,7 @@
 
 | message | type | who -> whom | what it holds |
 |---|---|---|---|
-| `JoinTask` | query.join | server -> client | run id, layout fingerprint expected |
+| `JoinTask` | query.join | server -> client | run id |
 | `JoinReply` | | client -> server | partner name, users it declares, fingerprint it has, heads it can label |
 | `StatisticsTask` | query.statistics | server -> client | item catalogue (only without privacy) |
 | `StatisticsReply` | | client -> server | clicks and impressions per item |
@@ -14,6 +14,7 @@ A record that does not decode is a `ProtocolError`: a peer's mistake, never a cr
 bytes with explicit dtype and shape.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ BUDGET_EXHAUSTED = 103
 
 _FIELDS = "hushclick.fields"
 _ARRAYS = "hushclick.arrays"
+_RAW = "numpy.raw"  # how arrays are written: their bytes, without a header
 
 
 def _pack(scalars: dict[str, Any], arrays: dict[str, NDArray[Any]] | None = None) -> RecordDict:
@@ -43,39 +45,59 @@ def _pack(scalars: dict[str, Any], arrays: dict[str, NDArray[Any]] | None = None
     if arrays:
         record[_ARRAYS] = ArrayRecord(
             {
-                name: Array(dtype=array.dtype.str, shape=tuple(array.shape), stype="numpy.raw", data=array.tobytes())
+                name: Array(dtype=array.dtype.str, shape=tuple(array.shape), stype=_RAW, data=array.tobytes())
                 for name, array in arrays.items()
             }
         )
     return record
 
 
-def _scalars(record: RecordDict, types: dict[str, type]) -> dict[str, Any]:
-    """Returns the scalar fields, all there and of exactly the declared types."""
+def _scalars(record: RecordDict, types: dict[str, type], with_array: bool = False) -> dict[str, Any]:
+    """Returns the scalar fields, all there and of exactly the declared types, of a record that holds nothing else."""
+    expected = {_FIELDS, _ARRAYS} if with_array else {_FIELDS}
     found = record.config_records.get(_FIELDS)
-    if found is None:
-        raise ProtocolError("a message without fields")
-    values = dict(found)
+    if set(record) != expected or found is None:
+        raise ProtocolError(f"a message with the records {sorted(record)}, expected {sorted(expected)}")
+    values: dict[str, Any] = dict(found)
     if set(values) != set(types):
         raise ProtocolError(f"a message with the fields {sorted(values)}, expected {sorted(types)}")
     for name, kind in types.items():
         if type(values[name]) is not kind:
             raise ProtocolError(f"field {name}: {type(values[name]).__name__}, expected {kind.__name__}")
+        if kind is list and not all(type(item) is str for item in values[name]):
+            raise ProtocolError(f"field {name}: expected a list of str only")
     return values
 
 
 def _array(record: RecordDict, name: str, dtype: str, dimensions: int = 1) -> NDArray[Any]:
-    """Returns a named array of exactly the declared type and number of dimensions."""
+    """Returns the one array of a message, of exactly the declared name, type and number of dimensions."""
     found = record.array_records.get(_ARRAYS)
-    if found is None or name not in found:
-        raise ProtocolError(f"a message without the array {name}")
+    if found is None or set(found) != {name}:
+        raise ProtocolError(f"a message with the arrays {sorted(found or ())}, expected {name}")
     array = found[name]
-    if array.dtype != dtype or len(array.shape) != dimensions:
-        raise ProtocolError(f"array {name}: {array.dtype} {array.shape}, expected {dtype} in {dimensions} dimensions")
-    expected = int(np.prod(array.shape)) * np.dtype(dtype).itemsize
+    if (array.dtype, array.stype, len(array.shape)) != (dtype, _RAW, dimensions):
+        raise ProtocolError(
+            f"array {name}: {array.dtype} {array.shape} as {array.stype}, expected {dtype} in {dimensions} dimensions"
+            f" as {_RAW}"
+        )
+    # In Python's integers: a shape of a peer's choice must not wrap.
+    expected = math.prod(array.shape) * np.dtype(dtype).itemsize
     if any(size < 0 for size in array.shape) or len(array.data) != expected:
         raise ProtocolError(f"array {name}: {len(array.data)} bytes, expected {expected}")
-    return np.frombuffer(array.data, dtype).reshape(array.shape).copy()
+    try:
+        return np.frombuffer(array.data, dtype).reshape(array.shape).copy()
+    except ValueError:  # no bytes, yet a size that numpy cannot hold
+        raise ProtocolError(f"array {name}: a shape of {array.shape}") from None
+
+
+def _counts(record: RecordDict) -> NDArray[np.float64]:
+    """Returns clicks and impressions per item, [2, items]: finite, none negative, no more clicks than impressions."""
+    counts_2I = _array(record, "counts", "<f8", 2)
+    if len(counts_2I) != 2 or not np.isfinite(counts_2I).all() or not (counts_2I[1] >= counts_2I[0]).all():
+        raise ProtocolError(f"counts of shape {counts_2I.shape}: two lines of finite numbers, clicks <= impressions")
+    if counts_2I.min(initial=0.0) < 0:
+        raise ProtocolError("counts below 0")
+    return counts_2I
 
 
 def _types(kind: type) -> dict[str, type]:
@@ -170,7 +192,8 @@ class StatisticsReply:
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        return cls(_array(record, "counts", "<f8", 2))
+        _scalars(record, {}, with_array=True)
+        return cls(_counts(record))
 
 
 @dataclass(frozen=True)
@@ -188,8 +211,8 @@ class CatalogueTask:
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, {"run_id": str, "catalogue": list})
-        counts_2I = _array(record, "counts", "<f8", 2)
+        values = _scalars(record, {"run_id": str, "catalogue": list}, with_array=True)
+        counts_2I = _counts(record)
         if counts_2I.shape != (2, len(values["catalogue"])):
             raise ProtocolError(f"counts of shape {counts_2I.shape} for {len(values['catalogue'])} items")
         return cls(values["run_id"], tuple(values["catalogue"]), counts_2I)
@@ -200,8 +223,13 @@ class TrainTask:
     """Asks for one contribution to one attempt of one round.
 
     Attributes:
+        round: from 1.
+        attempt: from 0.
         weight: the partner's public weight, in (0, 1].
         model_D: the global model to start from, float32.
+
+    Raises:
+        ProtocolError: for a value out of range.
     """
 
     run_id: str
@@ -212,6 +240,12 @@ class TrainTask:
     plan: TrainingPlan
     model_D: NDArray[np.float32]
 
+    def __post_init__(self) -> None:
+        if self.round < 1 or self.attempt < 0:
+            raise ProtocolError(f"round {self.round}, attempt {self.attempt}: rounds start at 1, attempts at 0")
+        if not 0 < self.weight <= 1:
+            raise ProtocolError(f"weight = {self.weight}: must be over 0 and at most 1")
+
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
         scalars = {name: getattr(self, name) for name in _TRAIN_FIELDS}
@@ -221,12 +255,8 @@ class TrainTask:
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, _TRAIN_FIELDS | _types(TrainingPlan))
+        values = _scalars(record, _TRAIN_FIELDS | _types(TrainingPlan), with_array=True)
         plan = TrainingPlan(**{name: values.pop(name) for name in _types(TrainingPlan)})
-        if values["round"] < 1 or values["attempt"] < 0:
-            raise ProtocolError(
-                f"round {values['round']}, attempt {values['attempt']}: rounds start at 1, attempts at 0"
-            )
         return cls(**values, plan=plan, model_D=_array(record, "model", "<f4"))
 
 
@@ -257,7 +287,7 @@ class TrainReply:
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, {"round": int, "kind": str, "weight": float})
+        values = _scalars(record, {"round": int, "kind": str, "weight": float}, with_array=True)
         if values["kind"] == "local_delta":
             delta_D = _array(record, "body", "<f4")
             return cls(values["round"], LocalDelta(delta_D, values["weight"]))

@@ -1,5 +1,6 @@
 """What lies where in a run folder, and how files there are replaced without ever being half-written."""
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -71,16 +72,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         HushclickError: when the disk refuses, naming the path and why.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise HushclickError(f"{path}: cannot be written: {error.strerror}; the earlier file is untouched") from None
 
 

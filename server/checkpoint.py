@@ -68,23 +68,28 @@ def load_checkpoint(path: Path, config_fingerprint: str) -> Checkpoint:
         with safe_open(str(path), framework="numpy") as file:
             facts = json.loads((file.metadata() or {})["facts"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if facts["version"] != _VERSION:
+            raise CheckpointError(f"{path}: version {facts['version']}, this program reads version {_VERSION}")
+        checkpoint = _checkpoint(facts, arrays)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no checkpoint; start the run without --resume") from None
-    except (SafetensorError, KeyError, ValueError, OSError):
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
         raise CheckpointError(f"{path}: damaged; start again in another folder") from None
-    if facts.get("version") != _VERSION:
-        raise CheckpointError(f"{path}: version {facts.get('version')}, this program reads version {_VERSION}")
-    if facts["config_fingerprint"] != config_fingerprint:
+    if checkpoint.config_fingerprint != config_fingerprint:
         raise CheckpointError(
             f"{path}: belongs to another configuration; resume with the run's own config.toml,"
             " or start in another folder"
         )
+    return checkpoint
+
+
+def _checkpoint(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Checkpoint:
     moments = {
         name.removeprefix("optimiser."): array for name, array in arrays.items() if name.startswith("optimiser.")
     }
     return Checkpoint(
         facts["run_id"],
-        config_fingerprint,
+        facts["config_fingerprint"],
         facts["round"],
         arrays["model"],
         moments,

@@ -24,6 +24,7 @@ from common.textstates import TextStates, default_cache_dir
 _CHUNK_ROWS = 128  # rows of one user that are scored at a time
 _BATCH_ROWS = 8192
 _SMALLEST_SLICE = 50  # rows; below that a figure says nothing
+_COLUMNS = ("user", "time", "item", "text", "clicked", "domain", "evaluate")
 _HISTORY_BINS = ((0, 0, "no history"), (1, 4, "1 to 4 positives"), (5, 19, "5 to 19"), (20, None, "20 or more"))
 
 
@@ -55,11 +56,10 @@ def load_heldout(
     `partner`, `cold_user`, `cold_item`).
 
     Raises:
-        DataError: when the file is not there or holds no row to evaluate.
+        DataError: when the file is not there or not readable, lacks a column, is not in the order of users and times,
+            or holds no row to evaluate.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no held-out clicks; the central evaluation needs them")
-    frame = pd.read_parquet(path)
+    frame = _read(path)
     evaluate_N = frame["evaluate"].to_numpy(bool)
     if not evaluate_N.any():
         raise DataError(f"{path}: none of the {len(frame)} rows is marked for evaluation")
@@ -75,6 +75,23 @@ def load_heldout(
         slate_N=frame["slate"].to_numpy(str)[row_N] if "slate" in frame else None,
         slices=_slices(frame.iloc[row_N], rows.history_NH[row_N]),
     )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise DataError(f"{path}: no held-out clicks; the central evaluation needs them")
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError):  # pyarrow's own errors are ValueErrors
+        raise DataError(f"{path}: not readable as Parquet; write it again") from None
+    missing = [name for name in _COLUMNS if name not in frame]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}; it needs {', '.join(_COLUMNS)}")
+    user_N, time_N = pd.factorize(frame["user"])[0], frame["time"].to_numpy()
+    # Else a user's history would be torn apart, or look ahead, without anybody noticing.
+    if (np.diff(user_N) < 0).any() or ((np.diff(time_N) < 0) & (np.diff(user_N) == 0)).any():
+        raise DataError(f"{path}: rows are not in the order of users, then times; sort them by both")
+    return frame
 
 
 def score(model: ClickModel, heldout: HeldOut) -> NDArray[np.float64]:

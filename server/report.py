@@ -84,34 +84,17 @@ def build_report(metrics: Mapping[str, Any], config_toml: str) -> str:
         config_toml: the effective configuration, shown as it is.
     """
     final, privacy = table(metrics, "final"), table(metrics, "privacy")
-    data, timings = table(metrics, "data"), table(metrics, "timings")
-    charts = {
-        "learning": report_figures.learning_charts(metrics),
-        "calibration": report_figures.calibration_chart(final),
-        "partners": report_figures.partners_charts(data),
-        "time": report_figures.time_chart(timings),
-    }
+    charts = _charts(metrics)
     return _template().render(
         title=text(metrics.get("title")) or "Hushclick run",
         summary=summary(metrics),
         banners=report_privacy.banners(privacy),
         charts=charts,
         plotly_js=Markup(get_plotlyjs()) if any(charts.values()) else "",  # noqa: S704  plotly's own file
-        tables={
-            "floors": report_tables.floors_table(metrics),
-            "figures": report_tables.figures_table(final),
-            "slices": report_tables.slice_tables(final),
-            "privacy": report_privacy.privacy_table(privacy),
-            "partner_epsilons": report_privacy.partner_epsilons_table(privacy),
-            "data": report_course.data_table(data),
-            "dropped": report_course.dropped_table(data),
-            "time": report_course.time_table(timings),
-            "bytes": report_course.bytes_table(metrics),
-            "rounds": report_course.rounds_table(metrics),
-            "problems": report_course.problems_table(metrics),
-        },
+        tables=_tables(metrics),
         calibration_figures=[(name, figure(final.get(key))) for key, name in _CALIBRATION_FIGURES],
         has_floors=bool(table(metrics, "floors")),
+        none_dropped=table(metrics, "data").get("rows_dropped") == {},
         odds=report_privacy.odds(privacy),
         more_users=text(privacy.get("more_users")),
         config_toml=config_toml,
@@ -119,6 +102,32 @@ def build_report(metrics: Mapping[str, Any], config_toml: str) -> str:
         machine=[(words(name), text(value)) for name, value in table(metrics, "machine").items() if text(value)],
         missing=MISSING,
     )
+
+
+def _charts(metrics: Json) -> dict[str, Any]:
+    return {
+        "learning": report_figures.learning_charts(metrics),
+        "calibration": report_figures.calibration_chart(table(metrics, "final")),
+        "partners": report_figures.partners_charts(table(metrics, "data")),
+        "time": report_figures.time_chart(table(metrics, "timings")),
+    }
+
+
+def _tables(metrics: Json) -> dict[str, Any]:
+    final, privacy, data = (table(metrics, name) for name in ("final", "privacy", "data"))
+    return {
+        "floors": report_tables.floors_table(metrics),
+        "figures": report_tables.figures_table(final),
+        "slices": report_tables.slice_tables(final),
+        "privacy": report_privacy.privacy_table(privacy),
+        "partner_epsilons": report_privacy.partner_epsilons_table(privacy),
+        "data": report_course.data_table(data),
+        "dropped": report_course.dropped_table(data),
+        "time": report_course.time_table(table(metrics, "timings")),
+        "bytes": report_course.bytes_table(metrics),
+        "rounds": report_course.rounds_table(metrics),
+        "problems": report_course.problems_table(metrics),
+    }
 
 
 _CALIBRATION_FIGURES = (("calibration_ratio", "calibration ratio"), ("ece", "ECE"), ("brier", "Brier score"))
@@ -139,7 +148,7 @@ def summary(metrics: Json) -> list[str]:
     else:
         start = f"After {count(final.get('rounds'), 'round')} {who}, {_goodness(final)}."
     floors = _against_floors(table(metrics, "floors"))
-    return [start, *floors, f"Price in privacy: {report_privacy.price(table(metrics, 'privacy'))}"]
+    return [start, *floors, f"Privacy: {report_privacy.price(table(metrics, 'privacy'))}"]
 
 
 def _goodness(final: Json) -> str:

@@ -1,15 +1,12 @@
 """`hushclick report RUN`: writes a run folder's report.html again from its metrics and configuration."""
 
 import argparse
+import sys
 from typing import Any
 
 from common.errors import UsageError
 from common.runfolder import RunFolder
 from server.report import write_report
-
-
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """Declares nothing beyond the arguments that every command has."""
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -23,6 +20,4 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
     """Says where the report is."""
-    import sys
-
     sys.stdout.write(f"{result['report']}\n")

@@ -130,12 +130,12 @@ def _mode_banner(privacy: Json) -> Banner | None:
 
 def price(privacy: Json) -> str:
     """Returns what the run cost in privacy: its own sentence, else one made of the recorded parts."""
-    assumption = text(privacy.get("assumption"))
+    assumption = text(privacy.get("assumption")).split(". ")[0]  # the table has the rest
     condition = f" Assumption: {assumption.rstrip('.')}." if assumption else ""
     if sentence := text(privacy.get("sentence")):
         return f"{sentence.rstrip('.')}.{condition}"
     if privacy.get("mode") == "none":
-        return "no privacy: updates and model were released without noise."
+        return "none; updates and model were released without noise."
     if number(privacy.get("epsilon")) is None:
         return f"{NOT_RECORDED}."
     return f"epsilon {epsilon(privacy.get('epsilon'))}. {scope(privacy)}.{condition}"

@@ -44,11 +44,11 @@ def exchange(
     """
     outcome = Exchange()
     messages = [
-        grid.create_message(content, message_type, node, group, timeout_seconds) for node, content in contents.items()
+        Message(content, node, message_type, ttl=timeout_seconds, group_id=group) for node, content in contents.items()
     ]
     outcome.bytes_down = sum(_num_bytes(content) for content in contents.values())
-    node_of = dict(zip(grid.push_messages(messages), contents, strict=True))
     deadline = time.monotonic() + timeout_seconds
+    node_of = _push(grid, messages, outcome)
     pause = _FIRST_PAUSE_SECONDS
     while node_of and time.monotonic() < deadline:
         replies = list(grid.pull_messages(list(node_of)))
@@ -62,6 +62,20 @@ def exchange(
     for node in node_of.values():
         outcome.failures[node] = f"no answer within {timeout_seconds:g} seconds"
     return outcome
+
+
+def _push(grid: Grid, messages: list[Message], outcome: Exchange) -> dict[str, int]:
+    """Sends the messages and returns message id -> node; a message that Flower did not take is a failure.
+
+    Flower gives an empty id for a message that it refuses, and no ids at all where the whole push is too large.
+    """
+    nodes = [message.metadata.dst_node_id for message in messages]
+    ids = list(grid.push_messages(messages)) if messages else []
+    if len(ids) != len(nodes):
+        ids = [""] * len(nodes)
+    node_of = {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
+    outcome.failures |= dict.fromkeys(set(nodes) - set(node_of.values()), "its message could not be sent")
+    return node_of
 
 
 def collect_sum(
@@ -106,6 +120,8 @@ def _num_bytes(content: RecordDict) -> int:
 def _config_bytes(value: object) -> int:
     if isinstance(value, str):
         return len(value.encode())
+    if isinstance(value, bytes):
+        return len(value)
     if isinstance(value, Iterable):
         return sum(_config_bytes(item) for item in value)
     return 8

@@ -6,6 +6,7 @@ the held-out `DIR/central.parquet`.
 
 import argparse
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import tomli_w
@@ -20,10 +21,6 @@ from simulations.prepare import write_central
 from simulations.sources import load_source
 
 _SHOWN = 20
-
-
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """Declares nothing beyond the arguments that every command has."""
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -50,7 +47,8 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
     console = Console()
     facts = Table(title=f"Clicks: {result['source']}", show_header=False)
     for key, value in result["log"].items():
-        facts.add_row(key.replace("_", " "), _text(value))
+        moment = datetime.fromtimestamp(value, UTC).isoformat(" ") if key in ("first_time", "last_time") else None
+        facts.add_row(key.replace("_", " "), moment or _text(value))
     console.print(facts)
     partners = result["partners"]
     sizes = Table(title=f"{partners['partners']} partners by {partners['partition']}, split {partners['split']}")
@@ -68,6 +66,8 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) or "none"
+    if value is None or value == ():
+        return "none"
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)

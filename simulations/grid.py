@@ -7,6 +7,7 @@ records, so what a message cannot carry over a network it cannot carry here.
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -122,17 +123,28 @@ class InProcessGrid(Grid):
             return [self._replies.pop(message_id) for message_id in waiting & self._replies.keys()]
 
     def _deliver(self, message: Message) -> None:
-        if self._closed:
+        if self._closed or _expired(message):  # nobody waits for it any more: no client works, or spends, for it
             return
-        try:
-            reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
-        except KeyError:
-            reply = Message(Error(CLIENT_APP_RAISED, "no such node"), reply_to=message)
-        except Exception as error:  # as Flower does: the server sees an error, the other clients go on
-            reply = Message(Error(CLIENT_APP_RAISED, type(error).__name__), reply_to=message)
+        reply = self._ask(message)
+        if _expired(message):  # nobody would ever pull it
+            return
         with self._arrived:
             self._replies[message.metadata.message_id] = reply
             self._arrived.notify_all()
+
+    def _ask(self, message: Message) -> Message:
+        context = self._contexts.get(message.metadata.dst_node_id)
+        if context is None:
+            return Message(Error(CLIENT_APP_RAISED, "no such node"), reply_to=message)
+        try:
+            return self._client_app(message, context)
+        except Exception as error:  # as Flower does: the server sees an error, the other clients go on
+            return Message(Error(CLIENT_APP_RAISED, type(error).__name__), reply_to=message)
+
+
+def _expired(message: Message) -> bool:
+    """Whether a message's time to live is over, after which Flower too drops it and its reply."""
+    return time.time() > message.metadata.created_at + message.metadata.ttl
 
 
 def _with_id(message: Message, message_id: str) -> Message:

@@ -42,11 +42,11 @@ class LiveProgress(logging.Handler):
         self._encode: TaskID | None = None
         self._rounds: TaskID | None = None
         self._floors: TaskID | None = None
-        self._previous_level = logging.NOTSET
+        self._previous_level, self._propagated = logging.NOTSET, True
 
     def __enter__(self) -> Self:
         logger = logging.getLogger(RUN_LOGGER)
-        self._previous_level = logger.level
+        self._previous_level, self._propagated = logger.level, logger.propagate
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.addHandler(self)
@@ -60,7 +60,7 @@ class LiveProgress(logging.Handler):
         logger = logging.getLogger(RUN_LOGGER)
         logger.removeHandler(self)
         logger.setLevel(self._previous_level)
-        logger.propagate = True
+        logger.propagate = self._propagated
 
     def encoding(self, done: int, total: int) -> None:
         """Shows how many distinct texts are encoded."""

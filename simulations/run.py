@@ -28,17 +28,6 @@ from simulations.progress import LiveProgress
 from simulations.spending import more_users, planned_epsilon, privacy_facts
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what `simulate` takes beyond the arguments that every command has."""
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last good round")
-    parser.add_argument(
-        "--engine",
-        choices=("in-process", "flower"),
-        default="in-process",
-        help="in-process (default), or Flower's own Ray simulation of the same apps",
-    )
-
-
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs a simulation and returns its metrics (what `--json` prints)."""
     arguments.out = arguments.out or Path("runs", arguments.config.stem)
@@ -166,8 +155,10 @@ def summary_table(metrics: dict[str, Any]) -> Table:
     table = Table(title=f"{metrics['title']}: the final model beside its floors")
     for column in ("", "AUC", "95 % interval", "log loss", "NE", "private"):
         table.add_column(column, justify="left" if column in ("", "private") else "right")
-    private = metrics["privacy"]["mode"] != "none"
-    lines = {"this model": metrics["final"] | {"private": private}} | metrics["floors"]
+    private = "no" if metrics["privacy"]["mode"] == "none" else "yes"
+    if metrics["privacy"].get("fixed_seed"):
+        private = "no: fixed seed"  # whoever knows it can remove the noise
+    lines = {"this model": metrics["final"]} | metrics["floors"]
     for name, line in sorted(lines.items(), key=lambda item: -(item[1]["auc"] or 0)):
         low, high = line.get("intervals", {}).get("auc", (None, None))
         table.add_row(
@@ -176,7 +167,7 @@ def summary_table(metrics: dict[str, Any]) -> Table:
             f"[{_figure(low, 3)}, {_figure(high, 3)}]" if low is not None else "",
             _figure(line["log_loss"]),
             _figure(line["ne"]),
-            "yes" if line["private"] else "no",
+            private if name == "this model" else "no",
             style="bold" if name == "this model" else None,
         )
     return table

@@ -86,7 +86,7 @@ def user_losses(logits_BML: Tensor, batch: Batch) -> Tensor:
     """Returns each user's summed loss, shape [B] (a [B, 1] here would break per-user gradients in ghost mode).
 
     Click: binary cross-entropy. Purchase: binary cross-entropy of p(click) * p(purchase | click) over all rows, so
-    that rows without a click count.
+    that rows without a click count. Logits that are not finite give a loss that is not, never an error.
 
     Source: Ma et al. 2018, "Entire Space Multi-Task Model", equation 3.
     """
@@ -94,7 +94,17 @@ def user_losses(logits_BML: Tensor, batch: Batch) -> Tensor:
     click_BM = logits_BML[..., 0]
     loss_BM = nn.functional.binary_cross_entropy_with_logits(click_BM, label_BML[..., 0], reduction="none")
     if logits_BML.shape[-1] > 1:
-        both_BM = torch.sigmoid(click_BM) * torch.sigmoid(logits_BML[..., 1])
-        both_BM = both_BM.clamp(1e-6, 1 - 1e-6)
-        loss_BM = loss_BM + nn.functional.binary_cross_entropy(both_BM, label_BML[..., 1], reduction="none")
+        loss_BM = loss_BM + _purchase_loss(click_BM, logits_BML[..., 1], label_BML[..., 1])
     return (loss_BM * weight_BM).sum(dim=1)
+
+
+def _purchase_loss(click_BM: Tensor, buy_BM: Tensor, label_BM: Tensor) -> Tensor:
+    """Returns the binary cross-entropy of s(click) * s(buy), s the logistic function, without forming the product.
+
+    1 - s(a) s(b) = (1 + e^a + e^b) / ((1 + e^a) (1 + e^b)), so both logarithms are sums of softplus and logsumexp.
+    """
+    softplus = nn.functional.softplus
+    log_bought_BM = -softplus(-click_BM) - softplus(-buy_BM)
+    either_BM = torch.logsumexp(torch.stack([torch.zeros_like(click_BM), click_BM, buy_BM]), dim=0)
+    log_not_bought_BM = either_BM - softplus(click_BM) - softplus(buy_BM)
+    return -(label_BM * log_bought_BM + (1 - label_BM) * log_not_bought_BM)
