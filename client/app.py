@@ -78,7 +78,8 @@ def _answer(message: Message, context: Context, ask: Callable[[Worker, RecordDic
         worker = worker_at(RunFolder(Path(str(run_folder))).partner(int(number)))
         return Message(ask(worker, message.content), reply_to=message)
     except BudgetExhausted as error:
-        return Message(Error(BUDGET_EXHAUSTED, str(error)), reply_to=message)
+        log.warning("%s", error)  # what is spent and what is allowed is the partner's own business
+        return Message(Error(BUDGET_EXHAUSTED, "this partner's privacy budget is exhausted"), reply_to=message)
     except DataError as error:  # how many rows there are, or between which bounds, is for this partner alone
         log.error("%s", error)
         return Message(

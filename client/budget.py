@@ -93,7 +93,7 @@ class Budget:
         delta = self._policy.delta
         before, after = epsilon(spent, delta), epsilon([*spent, event], delta)
         return (
-            f"{event.purpose} for round {event.round} refused before any data was read; {len(spent)} releases have"
+            f"{event.purpose} for round {event.round} refused before any data was touched; {len(spent)} releases have"
             f" spent epsilon {before:.6g}, this one would make it {after:.6g}, and the budget is privacy.epsilon ="
             f" {self._policy.epsilon:g} at delta {delta:g}; {self._mend(spent, event)}"
         )

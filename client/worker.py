@@ -9,6 +9,7 @@ Legend: D parameters, T distinct texts, E text width.
 import hashlib
 import json
 import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ from common.pretrained import Pretrained, locate
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.runfolder import write_atomically
+from common.sharedstates import shared_table
 from common.textstates import TextStates, default_cache_dir
 from common.vector import layout_fingerprint, write_vector
+
+# Weights are hashed once per process, not once per partner of a simulation.
+_locate = lru_cache(maxsize=8)(locate)
 
 # A model per thread, shared by all partners of the process: memory does not grow with partners.
 _models = threading.local()
@@ -62,7 +67,7 @@ class Worker:
     def __init__(self, config: PartnerConfig) -> None:
         self.config = config
         torch.set_num_threads(1)  # several clients share the cores, and sums are the same on every machine
-        self._pretrained: Pretrained = locate(config.model.encoder, config.model.encoder_sha256)
+        self._pretrained: Pretrained = _locate(config.model.encoder, config.model.encoder_sha256)
         self._budget = Budget(Ledger(Path(config.ledger)), config.privacy)
         self._card: DataCard = load_card(Path(config.card))
         self._loaded: UserRows | None = None
@@ -71,7 +76,7 @@ class Worker:
     def join(self, _task: JoinTask) -> JoinReply:
         """Returns who this partner is, and the layout of the model that it would train."""
         self._data()  # a log that cannot be read is said now, not in the first round
-        fingerprint = layout_fingerprint(self._model(), self._pretrained.weights_sha256)
+        fingerprint = layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
         return JoinReply(self.config.name, self.config.declared_users, fingerprint, self._has_purchases)
 
     def statistics(self, task: StatisticsTask) -> StatisticsReply:
@@ -105,7 +110,7 @@ class Worker:
 
     def _contribution(self, task: TrainTask) -> NDArray[np.float32]:
         """Returns the update of this round: what was sent before, or a reserved, trained and persisted new one."""
-        sent = _SentFile(Path(self.config.state) / "sent.safetensors")
+        sent = _SentFile(Path(self.config.state), task.run_id)
         earlier_D = sent.reuse(task)
         if earlier_D is not None:
             return earlier_D
@@ -120,7 +125,7 @@ class Worker:
         limit = self.config.privacy.max_local_steps
         if self.config.privacy.mode != "none" and task.plan.local_steps > limit:
             raise ProtocolError(f"local_steps = {task.plan.local_steps}: this partner allows at most {limit}")
-        own = layout_fingerprint(self._model(), self._pretrained.weights_sha256)
+        own = layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
         if task.fingerprint != own:
             raise ProtocolError(
                 f"model layout {task.fingerprint[:12]}, this partner has {own[:12]}: other weights or widths"
@@ -153,11 +158,12 @@ class Worker:
     def _load(self) -> UserRows:
         model, rows = self.config.model, self._rows()
         store = TextStates(self._pretrained, model.max_tokens, default_cache_dir(model.cache))
-        encoded = store.states(list(rows["text"]))
+        table = shared_table(self._pretrained.fingerprint, model.max_tokens, self._pretrained.width)
+        states_TE, text_N = table.rows_of(list(rows["text"]), store)
         counts = None
         if model.item_rates == "exact" and self._catalogue_path.exists():
             counts = {item: tuple(pair) for item, pair in json.loads(self._catalogue_path.read_bytes()).items()}
-        return featurise(rows, encoded.index_N, encoded.states_TE, model, item_counts=counts)
+        return featurise(rows, text_N, states_TE, model, item_counts=counts)
 
     def _model(self) -> ClickModel:
         return thread_model(self.config.model, self._pretrained.width, 2 if self._has_purchases else 1)
@@ -202,10 +208,10 @@ def thread_model(config: ModelConfig, text_width: int, heads: int) -> ClickModel
 
 
 class _SentFile:
-    """The last contribution that left, kept so that a retry sends the same bytes and never draws fresh noise."""
+    """The last contribution of one run that left: a retry sends the same bytes and never draws fresh noise."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.path = folder / f"sent-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.safetensors"
 
     def reuse(self, task: TrainTask) -> NDArray[np.float32] | None:
         """Returns what was sent for this very task, None for a new one; raises `ProtocolError` for a replay."""
@@ -216,7 +222,9 @@ class _SentFile:
                 facts, delta_D = file.metadata(), file.get_tensor("delta")
             last_round, same_run, answered = int(facts["round"]), facts["run_id"] == task.run_id, facts["task"]
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            raise LedgerError(f"{self.path}: damaged; what was sent last is unknown, so nothing more is sent") from None
+            raise LedgerError(
+                f"{self.path.name}: damaged; what was sent last is unknown, so nothing more is sent"
+            ) from None
         if not same_run or last_round < task.round:
             return None
         if last_round > task.round:

@@ -231,6 +231,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     _anchor_paths(table, path.resolve().parent)
     for override in overrides:
         apply_override(table, override)
+    _anchor_paths(table, Path.cwd())  # what is still relative came from an override
     return parse_config(table)
 
 

@@ -1,8 +1,9 @@
 """The two kinds of thing that a partner contributes to a round, and the exact sum of either.
 
 `LocalDelta` is an update (after - before) of several local steps; the sum is divided by the public weights' sum.
-`NoisedStep` is one step's clipped, gridded and noised gradient sum, integers already; it is divided by the sampling
-rate times the declared users, and points uphill, so the optimiser takes the minus sign.
+`NoisedStep` is one step's clipped, gridded and noised gradient sum, integers already; it is divided by the
+declared users (the sampling rate and the grid, public constants, are for the caller), and points uphill, so the
+optimiser takes the minus sign.
 
 Sums are taken in integers: a float sum would depend on the order in which replies arrive, an integer sum does not, so
 a run is the same to the bit however its clients are scheduled, and the same as under secure aggregation.

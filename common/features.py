@@ -115,7 +115,6 @@ def featurise(
     clicked_N = rows["clicked"].to_numpy(np.float32)
     time_N = rows["time"].to_numpy(np.int64)
     domain_N = pd.factorize(rows["domain"])[0]
-    unit_TE = states_TE / np.maximum(np.linalg.norm(states_TE, axis=1, keepdims=True), 1e-12)
     own_NF = np.zeros((num_rows, len(_OWN_RATES) + len(_TEXT_RATES)), np.float32)
     history_NH = np.full((num_rows, config.history), -1, np.int64)
     for start, stop in pairwise(offset_U1):
@@ -123,7 +122,7 @@ def featurise(
         seen_M = _strictly_earlier(time_N[part])
         own_NF[part, : len(_OWN_RATES)] = _own_rates(clicked_N[part], domain_N[part], seen_M, config.prior_click_rate)
         own_NF[part, len(_OWN_RATES) :] = _text_rates(
-            unit_TE[text_N[part]], clicked_N[part], seen_M, config.prior_click_rate
+            _unit(states_TE[text_N[part]]), clicked_N[part], seen_M, config.prior_click_rate
         )
         _fill_history(history_NH[part], clicked_N[part], seen_M, int(start))
     blocks = [own_NF, _time_features(time_N), _context_features(rows, config.context_buckets)]
@@ -214,6 +213,12 @@ def _own_rates(clicked_M: Float, domain_M: Int, seen_M: Int, prior: float) -> Fl
     ).astype(np.float32)
 
 
+def _unit(state_ME: Float) -> Float:
+    """Returns states of length 1; of a user's rows only, as the table of states may hold far more texts."""
+    unit_ME: Float = state_ME / np.maximum(np.linalg.norm(state_ME, axis=1, keepdims=True), 1e-12)
+    return unit_ME
+
+
 def _text_rates(unit_ME: Float, clicked_M: Float, seen_M: Int, prior: float) -> Float:
     """Returns how the user judged texts like each row's before, [M, 4]: a kernel regression on the user alone."""
     out_MF = np.zeros((len(seen_M), 4), np.float32)
@@ -229,7 +234,9 @@ def _text_rates(unit_ME: Float, clicked_M: Float, seen_M: Int, prior: float) -> 
         kernel_MK = np.exp(_KERNEL_SHARPNESS * (cosine_MK - 1)) * before_MK
         alike_M, alike_click_M = kernel_MK.sum(1), (kernel_MK * click_K).sum(1)
         positive_MK = before_MK * click_K
-        nearest_M = np.where(positive_MK > 0, cosine_MK, 0.0).max(1)
+        # At least 0 in every row: else a negative cosine would show whether the block holds a row that is masked out,
+        # such as a later one.
+        nearest_M = np.where(positive_MK > 0, cosine_MK, 0.0).max(1, initial=0.0)
         pull_M = (cosine_MK * positive_MK).sum(1) / np.maximum(positive_MK.sum(1), 1) - (
             cosine_MK * (before_MK - positive_MK)
         ).sum(1) / np.maximum((before_MK - positive_MK).sum(1), 1)

@@ -82,7 +82,7 @@ def _array(record: RecordDict, name: str, dtype: str, dimensions: int = 1) -> ND
         )
     # In Python's integers: a shape of a peer's choice must not wrap.
     expected = math.prod(array.shape) * np.dtype(dtype).itemsize
-    if any(size < 0 for size in array.shape) or len(array.data) != expected:
+    if any(type(size) is not int or size < 0 for size in array.shape) or len(array.data) != expected:
         raise ProtocolError(f"array {name}: {len(array.data)} bytes, expected {expected}")
     try:
         return np.frombuffer(array.data, dtype).reshape(array.shape).copy()

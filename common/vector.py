@@ -11,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from common.config import ModelConfig, to_table
 from common.errors import ProtocolError
 
 Float = NDArray[np.float32]
+
+_PLACES = ("encoder", "encoder_sha256", "cache")  # the base's own fingerprint says what it is
 
 
 def read_vector(model: nn.Module) -> Float:
@@ -41,10 +44,15 @@ def write_vector(model: nn.Module, vector_D: Float) -> None:
             position += parameter.numel()
 
 
-def layout_fingerprint(model: nn.Module, weights_sha256: str) -> str:
-    """Returns a hash (hex) of names, shapes and the frozen base: equal at two roles, or the vector means two things."""
+def layout_fingerprint(model: nn.Module, base_fingerprint: str, config: ModelConfig) -> str:
+    """Returns a hash (hex) of what a vector means: equal at two roles, or they train two different things.
+
+    It covers names and shapes of the trained parameters, the frozen base with its tokenizer, and every field of the
+    model's configuration that changes a feature; where files lie at one role is left out.
+    """
     layout = [[name, list(parameter.shape)] for name, parameter in _trainable(model)]
-    return hashlib.sha256(json.dumps([layout, weights_sha256]).encode()).hexdigest()
+    features = {name: value for name, value in to_table(config).items() if name not in _PLACES}
+    return hashlib.sha256(json.dumps([layout, base_fingerprint, features], sort_keys=True).encode()).hexdigest()
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

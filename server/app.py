@@ -96,7 +96,7 @@ def run(grid: Grid, folder: RunFolder) -> None:
             _run_round(grid, state)
         except BudgetExhausted as error:
             stopped = error
-    _finish(state, pretrained, time.monotonic() - started)
+    _finish(state, pretrained, time.monotonic() - started, stopped)
     if stopped:
         raise stopped
 
@@ -109,10 +109,12 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     nodes, replies = _join(grid, config, run_id)
     heads = 2 if all(reply.has_purchases for reply in replies.values()) else 1
     model = build_model(config.model, pretrained.width, heads, config.round.seed)
-    layout = layout_fingerprint(model, pretrained.weights_sha256)
+    layout = layout_fingerprint(model, pretrained.fingerprint, config.model)
     for partner, reply in replies.items():
         if reply.fingerprint != layout:
-            raise ProtocolError(f"{partner} has another model layout: check its encoder, widths and purchase column")
+            raise ProtocolError(
+                f"{partner} has another model layout: compare its encoder, its [model] table and its purchase column"
+            )
     counts = _item_counts(grid, config, folder, run_id, nodes) if config.model.item_rates == "exact" else None
     heldout = load_heldout(folder.central, config.model, pretrained, counts)
     optimiser = ServerOptimiser(config.server, len(read_vector(model)))
@@ -255,7 +257,7 @@ def _checkpoint(state: Coordinator) -> None:
     )
 
 
-def _finish(state: Coordinator, pretrained: Pretrained, seconds: float) -> None:
+def _finish(state: Coordinator, pretrained: Pretrained, seconds: float, stopped: BudgetExhausted | None) -> None:
     """Writes the final model and the server's part of metrics.json."""
     write_vector(state.model, state.global_D)
     score_N = score(state.model, state.heldout)
@@ -270,7 +272,13 @@ def _finish(state: Coordinator, pretrained: Pretrained, seconds: float) -> None:
     }
     write_json(
         state.folder.metrics,
-        {"run_id": state.run_id, "rounds": state.rounds, "final": final, "timings": timings},
+        {
+            "run_id": state.run_id,
+            "rounds": state.rounds,
+            "final": final,
+            "timings": timings,
+            "stopped": str(stopped) if stopped else None,
+        },
     )
     _say("finished", "final model saved", round=state.round, auc=final["auc"])
 

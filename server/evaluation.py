@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.bootstrap import bootstrap_intervals
+from common.clicks import validate_rows
 from common.config import ModelConfig, ServerConfig
 from common.errors import DataError
 from common.features import ItemCounts, UserRows, featurise, make_batch
@@ -24,6 +25,7 @@ from common.textstates import TextStates, default_cache_dir
 _CHUNK_ROWS = 128  # rows of one user that are scored at a time
 _BATCH_ROWS = 8192
 _SMALLEST_SLICE = 50  # rows; below that a figure says nothing
+_EVALUATION_COLUMNS = ("partner", "evaluate", "cold_user", "cold_item")
 _COLUMNS = ("user", "time", "item", "text", "clicked", "domain", "evaluate")
 _HISTORY_BINS = ((0, 0, "no history"), (1, 4, "1 to 4 positives"), (5, 19, "5 to 19"), (20, None, "20 or more"))
 
@@ -72,7 +74,7 @@ def load_heldout(
         chosen=_chunks(row_N, user_N),
         label_NL=rows.label_NL[row_N],
         user_N=user_N.astype(np.int64),
-        slate_N=frame["slate"].to_numpy(str)[row_N] if "slate" in frame else None,
+        slate_N=_slates(frame.iloc[row_N]) if "slate" in frame else None,
         slices=_slices(frame.iloc[row_N], rows.history_NH[row_N]),
     )
 
@@ -91,7 +93,15 @@ def _read(path: Path) -> pd.DataFrame:
     # Else a user's history would be torn apart, or look ahead, without anybody noticing.
     if (np.diff(user_N) < 0).any() or ((np.diff(time_N) < 0) & (np.diff(user_N) == 0)).any():
         raise DataError(f"{path}: rows are not in the order of users, then times; sort them by both")
+    validate_rows(frame.drop(columns=[name for name in _EVALUATION_COLUMNS if name in frame]))
     return frame
+
+
+def _slates(frame: pd.DataFrame) -> NDArray[Any]:
+    """Returns slate ids; a row of no known slate is a slate of its own, never one with the others."""
+    slate_N = frame["slate"].to_numpy(object)
+    alone_N = np.array([f"row {number}" for number in range(len(frame))], object)
+    return np.where(slate_N == "", alone_N, slate_N).astype(str)
 
 
 def score(model: ClickModel, heldout: HeldOut) -> NDArray[np.float64]:

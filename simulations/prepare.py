@@ -5,7 +5,7 @@ Each simulated partner gets what a real one would bring: a click log, a data car
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from common.card import canonical_card
 from common.clicks import write_clicks
 from common.config import Config, dump_config, to_table
 from common.pretrained import locate
-from common.privacy.calibrate import calibrate_noise
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
 from common.textstates import TextStates, default_cache_dir
 from simulations.partners import PartnerLogs, build_partners
 from simulations.sources import load_source
+from simulations.spending import with_noise
 
 Progress = Callable[[int, int], None]
 
@@ -60,16 +60,6 @@ def prepare(config: Config, folder: RunFolder, progress: Progress | None = None)
     # Last: a folder with a configuration is a folder that can be resumed.
     write_atomically(folder.config, dump_config(config).encode())
     return Preparation(config, facts, timings)
-
-
-def with_noise(config: Config) -> Config:
-    """Returns the configuration with the noise that spends its epsilon over all planned steps, where it names none."""
-    privacy, rounds = config.privacy, config.round
-    if privacy.mode == "none" or privacy.noise_multiplier is not None:
-        return config
-    steps = rounds.num_rounds * rounds.local_steps
-    noise = calibrate_noise(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
-    return replace(config, privacy=replace(privacy, noise_multiplier=noise))
 
 
 def _write(config: Config, folder: RunFolder, logs: PartnerLogs) -> None:

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from common.config import Config
+from common.privacy.accounting import rounded_up
 from simulations.spending import planned_epsilon
 
 RUN_LOGGER = "hushclick.run"
@@ -101,6 +102,10 @@ class LiveProgress(logging.Handler):
         if "auc" in fact:
             low, high = fact.get("intervals", {}).get("auc", (None, None))
             parts.append(f"AUC {fact['auc']:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else ""))
-        epsilon = planned_epsilon(self.config, fact["round"])
-        parts.append(f"epsilon {epsilon:.2f}" if epsilon is not None else "no privacy")
+        epsilon, privacy = planned_epsilon(self.config, fact["round"]), self.config.privacy
+        parts.append(
+            "no privacy"
+            if epsilon is None
+            else f"epsilon {rounded_up(epsilon)} per {privacy.unit}, delta {privacy.delta:g}"
+        )
         return "  ".join(parts)

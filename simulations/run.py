@@ -23,9 +23,9 @@ from server.report import write_report
 from simulations.floors import compute_floors
 from simulations.flower import run_in_flower
 from simulations.grid import InProcessGrid
-from simulations.prepare import prepare, with_noise
+from simulations.prepare import prepare
 from simulations.progress import LiveProgress
-from simulations.spending import more_users, planned_epsilon, privacy_facts
+from simulations.spending import more_users, planned_epsilon, privacy_facts, with_noise
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _figure(value: float | None, digits: int = 4) -> str:
 
 
 def _add_epsilon(config: Config, metrics: dict[str, Any]) -> None:
-    """Writes the epsilon spent after each round beside it: that of a partner which took part in all of them."""
+    """Writes the epsilon spent after each round beside it: that of the partner which took part most often."""
     for record in metrics["rounds"]:
         record["epsilon"] = planned_epsilon(config, record["round"])
 

@@ -1,14 +1,19 @@
 """What a run has spent of its partners' privacy: derived from their ledgers, never from what the server says."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from client.worker import training_event
 from common.config import Config
 from common.privacy.accounting import epsilon, privacy_statement
+from common.privacy.calibrate import calibrate_noise
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder, partner_name
+from server.cohort import draw_cohort
 
 ASSUMPTION = (
     "No person is a user of two partners: then every person is protected by one partner's epsilon. A person who is a"
@@ -20,14 +25,37 @@ PLAIN_NOTE = (
 )
 
 
+@lru_cache(maxsize=1024)
+def most_rounds(config: Config, rounds: int) -> int:
+    """Returns in how many of the first rounds the busiest partner takes part: cohorts are public, and drawn ahead."""
+    names = [partner_name(number) for number in range(config.data.partners)]
+    drawn = Counter[str]()
+    for number in range(1, rounds + 1):
+        drawn.update(draw_cohort(names, config.round.partners_per_round, config.round.seed, number))
+    return max(drawn.values(), default=0)
+
+
+def with_noise(config: Config) -> Config:
+    """Returns the configuration with the noise that spends its epsilon over the busiest partner's steps.
+
+    A configuration that names its noise multiplier is returned as it is.
+    """
+    privacy, rounds = config.privacy, config.round
+    if privacy.mode == "none" or privacy.noise_multiplier is not None:
+        return config
+    steps = most_rounds(config, rounds.num_rounds) * rounds.local_steps
+    noise = calibrate_noise(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
+    return replace(config, privacy=replace(privacy, noise_multiplier=noise))
+
+
 def planned_epsilon(config: Config, rounds: int) -> float | None:
-    """Returns the epsilon of a partner that took part in so many rounds; None without privacy."""
-    privacy = config.privacy
+    """Returns the epsilon of the busiest partner after so many rounds; None without privacy."""
+    privacy, taken = config.privacy, most_rounds(config, rounds)
     if privacy.mode == "none" or privacy.noise_multiplier is None:
         return None
-    if rounds == 0:
+    if taken == 0:
         return 0.0
-    return epsilon([training_event(privacy, "plan", 1, 0, rounds * config.round.local_steps)], privacy.delta)
+    return epsilon([training_event(privacy, "plan", 1, 0, taken * config.round.local_steps)], privacy.delta)
 
 
 def read_ledgers(config: Config, folder: RunFolder) -> dict[str, list[DpEvent]]:

@@ -147,10 +147,10 @@ class PrivacyStatement:
             return (
                 f"no privacy guarantee: epsilon is infinite {scope}, against anyone who sees the updates or the model"
             )
-        second = f"{self.second_accountant} {_rounded_up(self.second_epsilon)}"
+        second = f"{self.second_accountant} {rounded_up(self.second_epsilon)}"
         if not self.accountants_agree:
             second += ", WHICH DISAGREES: rely on the larger"
-        text = f"epsilon {_rounded_up(self.epsilon)} {scope} ({self.accountant}; {second})"
+        text = f"epsilon {rounded_up(self.epsilon)} {scope} ({self.accountant}; {second})"
         text += f", against anyone who sees the updates or the model ({', '.join(self.protects_against)})"
         if self.fixed_seed:
             text += "; BUT some noise came from a fixed seed: whoever knows it can remove that noise"
@@ -185,6 +185,6 @@ def privacy_statement(events: Iterable[DpEvent], delta: float) -> PrivacyStateme
     )
 
 
-def _rounded_up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Returns `value` to two decimals, up; what lies within 1e-6 of a printed value is that value."""
     return f"{math.ceil(value * 100 - 1e-4) / 100:.2f}" if math.isfinite(value) else "gives no finite bound"
