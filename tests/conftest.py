@@ -50,7 +50,8 @@ def random_rows(num_users: int, seed: int = 0, most_rows: int = 9, purchases: bo
     )
     if purchases:
         frame["purchased"] = (frame["clicked"] * rng.integers(0, 2, len(user))).astype(np.int8)
-    return frame.sort_values(["user", "time"], kind="stable").reset_index(drop=True)
+    frame = frame.sort_values(["user", "time"], kind="stable").drop_duplicates(["user", "item", "time"])
+    return frame.reset_index(drop=True)
 
 
 def random_features(

@@ -78,7 +78,7 @@ def test_promise_2_cannot_overspend_the_refusal_says_spent_asked_bound_and_mend(
     with pytest.raises(BudgetExhausted) as refused:
         budget.reserve(training(ROUNDS))
     assert str(refused.value) == (
-        "training for round 10 refused before any data was read; 10 releases have spent epsilon"
+        "training for round 10 refused before any data was touched; 10 releases have spent epsilon"
         f" {spent:.6g}, this one would make it {asked:.6g}, and the budget is privacy.epsilon = 8 at delta 1e-05;"
         " ask for fewer steps or more noise, or raise privacy.epsilon in this partner's own configuration"
         " (no server can)"

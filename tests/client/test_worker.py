@@ -58,7 +58,7 @@ def test_a_partner_joins_with_what_it_publishes(purchases: bool, make: Make) -> 
     reply = worker.join(JoinTask("run"))
     assert (reply.partner, reply.declared_users, reply.has_purchases) == ("shop", 12, purchases)
     model = build_model(config.model, worker._pretrained.width, 1 + purchases, seed=77)
-    assert reply.fingerprint == layout_fingerprint(model, worker._pretrained.weights_sha256)
+    assert reply.fingerprint == layout_fingerprint(model, worker._pretrained.fingerprint, worker.config.model)
     assert events(config) == ()
 
 
@@ -281,7 +281,7 @@ def test_promise_2_a_round_over_budget_is_refused_before_training(make: Make, mo
     forbid_training(monkeypatch)
     before = Path(config.ledger).read_bytes()
     for ask in (number, number + 7):
-        with pytest.raises(BudgetExhausted, match=r"refused before any data was read.*privacy.epsilon = 12"):
+        with pytest.raises(BudgetExhausted, match=r"refused before any data was touched.*privacy.epsilon = 12"):
             worker.train(task_for(worker, ask))
     assert Path(config.ledger).read_bytes() == before
 
@@ -354,6 +354,11 @@ def test_an_update_that_cannot_be_kept_does_not_leave(make: Make, monkeypatch: p
         worker.train(task)
 
 
+def sent_file(config: PartnerConfig) -> Path:
+    (path,) = Path(config.state).glob("sent-*.safetensors")
+    return path
+
+
 def test_a_crash_before_the_commit_is_answered_with_the_same_bytes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(fixed_seed=None)
     worker = Worker(config)
@@ -361,7 +366,7 @@ def test_a_crash_before_the_commit_is_answered_with_the_same_bytes(make: Make, m
     kept: list[bytes] = []
 
     def crash(*_: Any) -> None:
-        kept.append((Path(config.state) / "sent.safetensors").read_bytes())
+        kept.append(sent_file(config).read_bytes())
         raise Crash
 
     with monkeypatch.context() as patch:
@@ -381,7 +386,7 @@ def test_a_damaged_sent_file_stops_everything(how: str, make: Make, monkeypatch:
     worker = Worker(config)
     task = task_for(worker)
     worker.train(task)
-    path = Path(config.state) / "sent.safetensors"
+    path = sent_file(config)
     whole, delta_D = path.read_bytes(), np.zeros(len(task.model_D), np.float32)
     if how == "folder":
         path.unlink()

@@ -277,7 +277,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         ("output.report=false", ("output", "report"), False),
         ("output.title=My run", ("output", "title"), "My run"),
         ('output.title="3"', ("output", "title"), "3"),
-        ("data.path=a=b", ("data", "path"), "a=b"),
+        ("output.title=a=b", ("output", "title"), "a=b"),
         ("data.generator.users=5", ("data", "generator", "users"), 5),
         ('server.floors=["base_rate", "pooled"]', ("server", "floors"), ("base_rate", "pooled")),
         ("server.floors=[]", ("server", "floors"), ()),

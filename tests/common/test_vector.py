@@ -1,5 +1,8 @@
 """Parameters as one vector: a fixed order, exact there and back, and a fingerprint of what the vector means."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -81,8 +84,8 @@ def test_another_length_or_shape_is_refused_and_nothing_is_written() -> None:
 
 def test_the_fingerprint_is_of_the_layout_not_of_the_values() -> None:
     one, other = build_model(CONFIG, 8, 1, seed=1), build_model(CONFIG, 8, 1, seed=2)
-    assert layout_fingerprint(one, "hash") == layout_fingerprint(other, "hash")
-    assert len(layout_fingerprint(one, "hash")) == 64
+    assert layout_fingerprint(one, "hash", CONFIG) == layout_fingerprint(other, "hash", CONFIG)
+    assert len(layout_fingerprint(one, "hash", CONFIG)) == 64
 
 
 def test_the_fingerprint_changes_with_names_shapes_base_and_what_is_frozen() -> None:
@@ -90,21 +93,41 @@ def test_the_fingerprint_changes_with_names_shapes_base_and_what_is_frozen() -> 
     frozen = build_model(CONFIG, 8, 1, seed=1)
     frozen.wide.weight.requires_grad_(False)
     marks = [
-        layout_fingerprint(base, "hash"),
-        layout_fingerprint(base, "other"),
-        layout_fingerprint(build_model(CONFIG, 8, 2, seed=1), "hash"),
-        layout_fingerprint(build_model(CONFIG, 9, 1, seed=1), "hash"),
-        layout_fingerprint(build_model(ModelConfig(width=5, hidden=6), 8, 1, seed=1), "hash"),
-        layout_fingerprint(build_model(ModelConfig(width=4, hidden=7), 8, 1, seed=1), "hash"),
-        layout_fingerprint(build_model(ModelConfig(width=4, hidden=6, context_buckets=9), 8, 1, seed=1), "hash"),
-        layout_fingerprint(frozen, "hash"),
-        layout_fingerprint(nn.ModuleDict({"a": nn.Linear(2, 2)}), "hash"),
-        layout_fingerprint(nn.ModuleDict({"b": nn.Linear(2, 2)}), "hash"),
-        layout_fingerprint(nn.ModuleDict({"a": nn.Linear(1, 4)}), "hash"),
+        layout_fingerprint(base, "hash", CONFIG),
+        layout_fingerprint(base, "other", CONFIG),
+        layout_fingerprint(build_model(CONFIG, 8, 2, seed=1), "hash", CONFIG),
+        layout_fingerprint(build_model(CONFIG, 9, 1, seed=1), "hash", CONFIG),
+        layout_fingerprint(build_model(ModelConfig(width=5, hidden=6), 8, 1, seed=1), "hash", CONFIG),
+        layout_fingerprint(build_model(ModelConfig(width=4, hidden=7), 8, 1, seed=1), "hash", CONFIG),
+        layout_fingerprint(
+            build_model(ModelConfig(width=4, hidden=6, context_buckets=9), 8, 1, seed=1), "hash", CONFIG
+        ),
+        layout_fingerprint(frozen, "hash", CONFIG),
+        layout_fingerprint(nn.ModuleDict({"a": nn.Linear(2, 2)}), "hash", CONFIG),
+        layout_fingerprint(nn.ModuleDict({"b": nn.Linear(2, 2)}), "hash", CONFIG),
+        layout_fingerprint(nn.ModuleDict({"a": nn.Linear(1, 4)}), "hash", CONFIG),
     ]
     assert len(set(marks)) == len(marks)
 
 
 def test_a_square_layer_turned_round_is_another_layout() -> None:
     """Same number of parameters, other meaning of the vector."""
-    assert layout_fingerprint(nn.Linear(2, 3, bias=False), "") != layout_fingerprint(nn.Linear(3, 2, bias=False), "")
+    assert layout_fingerprint(nn.Linear(2, 3, bias=False), "", CONFIG) != layout_fingerprint(
+        nn.Linear(3, 2, bias=False), "", CONFIG
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_tokens": 32}, {"history": 9}, {"prior_click_rate": 0.2}, {"item_rates": "exact"}]
+)
+def test_another_meaning_of_the_features_is_another_layout(change: dict[str, Any]) -> None:
+    model = build_model(CONFIG, 8, 1, seed=1)
+    assert layout_fingerprint(model, "hash", replace(CONFIG, **change)) != layout_fingerprint(model, "hash", CONFIG)
+
+
+def test_where_files_lie_at_one_partner_is_no_part_of_the_layout() -> None:
+    model, elsewhere = (
+        build_model(CONFIG, 8, 1, seed=1),
+        replace(CONFIG, encoder="path:/mnt/models", cache="/mnt/cache"),
+    )
+    assert layout_fingerprint(model, "hash", elsewhere) == layout_fingerprint(model, "hash", CONFIG)

@@ -99,7 +99,7 @@ def test_a_user_of_a_thousand_rows_scores_the_same_in_chunks_as_at_once(
         {
             "user": "u",
             "time": 1_700_000_000 + np.sort(rng.integers(0, 10_000, 1000)) * 60,
-            "item": [f"i{number}" for number in rng.integers(0, 12, 1000)],
+            "item": [f"i{number}" for number in range(1000)],
             "text": [f"text number {number}" for number in rng.integers(0, 12, 1000)],
             "clicked": rng.integers(0, 2, 1000).astype(np.int8),
             "domain": "",

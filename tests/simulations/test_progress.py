@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from common.config import Config, PrivacyConfig
+from common.privacy.accounting import rounded_up
 from simulations.progress import RUN_LOGGER, LiveProgress
 from simulations.spending import planned_epsilon
 
@@ -42,7 +43,7 @@ def test_rounds_auc_and_epsilon_are_shown() -> None:
     assert "rounds" in text
     assert "3/10" in text
     assert "AUC 0.7123 [0.700, 0.725]" in text
-    assert f"epsilon {planned_epsilon(PRIVATE, 3):.2f}" in text
+    assert f"epsilon {rounded_up(planned_epsilon(PRIVATE, 3))} per user, delta 1e-05" in text
 
 
 def test_a_resumed_run_begins_where_it_was() -> None:
