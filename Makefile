@@ -16,7 +16,7 @@ help:
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@echo "== setting up $(VENV): the packages that a run needs, pinned by constraints.txt (first time: minutes)"
-	$(PYTHON) -c 'import sys; sys.exit("Hushclick needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Hushclick needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -150,19 +151,22 @@ def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     console.print(f"Report: {RunFolder(arguments.out.resolve()).report}", highlight=False, soft_wrap=True)
 
 
+_SHORT = {"logistic_regression_item_means": "LR with item means", "logistic_regression": "logistic regression, LR"}
+
+
 def summary_table(metrics: dict[str, Any]) -> Table:
     """Returns the model and its floors, best AUC first."""
-    table = Table(title=f"{metrics['title']}: the final model beside its floors")
+    table = Table(title=f"{metrics['title']}: the final model beside its floors", box=SIMPLE_HEAD)
     for column in ("", "AUC", "95 % interval", "log loss", "NE", "private"):
-        table.add_column(column, justify="left" if column in ("", "private") else "right")
+        table.add_column(column, justify="left" if column in ("", "private") else "right", no_wrap=True)
     private = "no" if metrics["privacy"]["mode"] == "none" else "yes"
     if metrics["privacy"].get("fixed_seed"):
-        private = "no: fixed seed"  # whoever knows it can remove the noise
+        private = "seeded"  # whoever knows the seed can remove the noise
     lines = {"this model": metrics["final"]} | metrics["floors"]
     for name, line in sorted(lines.items(), key=lambda item: -(item[1]["auc"] or 0)):
         low, high = line.get("intervals", {}).get("auc", (None, None))
         table.add_row(
-            name.replace("_", " "),
+            _SHORT.get(name, name.replace("_", " ")),
             _figure(line["auc"]),
             f"[{_figure(low, 3)}, {_figure(high, 3)}]" if low is not None else "",
             _figure(line["log_loss"]),

@@ -214,6 +214,22 @@ def test_another_run_starts_over_and_is_charged(make: Make) -> None:
     assert [(event.run_id, event.round) for event in events(config)] == [("run", 3), ("another", 1)]
 
 
+def test_promise_2_a_run_in_between_does_not_make_a_round_answerable_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make()
+    worker = Worker(config)
+    task = task_for(worker, 3)
+    first = update_of(worker, task)
+    worker.train(task_for(worker, 1, run_id="another"))
+    forbid_training(monkeypatch)
+    assert update_of(Worker(config), task) == first
+    for again in (replace(task, model_D=task.model_D + 1), task_for(worker, 2)):
+        with pytest.raises(ProtocolError, match="answered"):
+            worker.train(again)
+    assert len(events(config)) == 2
+
+
 def test_two_requests_at_once_give_one_answer_for_one_charge(make: Make) -> None:
     config = make()
     worker = Worker(config)
