@@ -151,7 +151,7 @@ def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     console.print(f"Report: {RunFolder(arguments.out.resolve()).report}", highlight=False, soft_wrap=True)
 
 
-_SHORT = {"logistic_regression_item_means": "LR with item means", "logistic_regression": "logistic regression, LR"}
+_SHORT = {"logistic_regression_item_means": "LR with item means"}
 
 
 def summary_table(metrics: dict[str, Any]) -> Table:
