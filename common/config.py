@@ -24,7 +24,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -55,7 +55,7 @@ class DataConfig:
     path: str = ""  # a folder (movietweetings) or a CSV or Parquet file (files)
     card: str = ""  # data card (TOML) that maps the file's columns to roles; needed for "files"
     click_threshold: float | None = None  # rating that counts as a click; unset = the source's usual one
-    partners: Annotated[int, Field(ge=1, le=100_000)] = 6
+    partners: Annotated[int, Field(ge=1, le=65_536)] = 6
     partition: Partition = "hash"
     size_skew: Annotated[float, Field(ge=0, le=5)] = 1.2  # Zipf exponent of partner sizes for partition = "skew"
     split: Split = "time"
@@ -75,7 +75,8 @@ class ModelConfig:
     width: Annotated[int, Field(ge=2, le=1024)] = 16  # of the candidate projection and the interest vector
     hidden: Annotated[int, Field(ge=2, le=4096)] = 16  # of the head
     context_buckets: Annotated[int, Field(ge=1, le=4096)] = 16  # context values are hashed into so many
-    prior_click_rate: Share = 0.5  # public guess, to which a user's own past rate is shrunk
+    # Public guess, to which a user's own past rate is shrunk.
+    prior_click_rate: Annotated[float, Field(ge=0.001, le=0.999)] = 0.5
     item_rates: Literal["none", "exact"] = "none"  # exact item means are not private: refused under DP
     cache: str = ""  # folder of encoded texts; unset = HUSHCLICK_CACHE, else ~/.cache/hushclick
 
@@ -84,9 +85,9 @@ class ModelConfig:
 class RoundConfig:
     """How many rounds, over which partners, with what local work."""
 
-    num_rounds: Positive = 10
+    num_rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
     partners_per_round: Annotated[int, Field(ge=0)] = 0  # 0 = all
-    local_steps: Positive = 4
+    local_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
     client_optimiser: Literal["sgd", "adam"] = "adam"
     learning_rate: PositiveFloat = 0.01
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -214,7 +215,7 @@ def parse_table(kind: type[T], table: Mapping[str, Any]) -> T:
     """
     try:
         # JSON mode: strict about scalars, yet tables become dataclasses and arrays become tuples.
-        return TypeAdapter(kind).validate_json(json.dumps(table, default=str))
+        return TypeAdapter(kind).validate_json(json.dumps(table, default=_moment))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem, kind) for problem in error.errors())) from None
 
@@ -256,6 +257,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; shipped configurations are in simulations/configs") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; give a TOML file") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply to be a configuration") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
@@ -269,8 +272,9 @@ def apply_override(table: dict[str, Any], override: str) -> None:
     if not equals or not all(names):
         raise ConfigError(f"--set {override}: expected table.key=value, such as round.num_rounds=3")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text}")
+        value = parsed["value"] if len(parsed) == 1 else text  # more than one: text with line breaks of its own
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
     for name in names[:-1]:
         table = table.setdefault(name, {})
@@ -298,6 +302,11 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return list(value) if isinstance(value, tuple) else value
+
+
+def _moment(value: object) -> dict[str, str]:
+    """Stands in for TOML's dates and times, so that none passes where text is asked for."""
+    return {"date": str(value)}
 
 
 def _explain(problem: Any, kind: type) -> str:

@@ -6,6 +6,7 @@ It reads a run folder (`config.toml`, `central.parquet`), and leaves there a che
 Legend: D parameters.
 """
 
+import json
 import logging
 import time
 import uuid
@@ -107,14 +108,11 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     saved = load_checkpoint(folder.checkpoint, mark) if folder.checkpoint.exists() else None
     run_id = saved.run_id if saved else uuid.uuid4().hex
     nodes, replies = _join(grid, config, run_id)
-    heads = 2 if all(reply.has_purchases for reply in replies.values()) else 1
+    heads = 2 if 2 * sum(reply.has_purchases for reply in replies.values()) > len(replies) else 1
     model = build_model(config.model, pretrained.width, heads, config.round.seed)
     layout = layout_fingerprint(model, pretrained.fingerprint, config.model)
-    for partner, reply in replies.items():
-        if reply.fingerprint != layout:
-            raise ProtocolError(
-                f"{partner} has another model layout: compare its encoder, its [model] table and its purchase column"
-            )
+    replies = _of_one_layout(config, replies, layout)
+    nodes = {partner: nodes[partner] for partner in replies}
     counts = _item_counts(grid, config, folder, run_id, nodes) if config.model.item_rates == "exact" else None
     heldout = load_heldout(folder.central, config.model, pretrained, counts)
     optimiser = ServerOptimiser(config.server, len(read_vector(model)))
@@ -155,6 +153,23 @@ def _join(grid: Grid, config: Config, run_id: str) -> tuple[dict[str, int], dict
     return {name: found[name][0] for name in names}, {name: found[name][1] for name in names}
 
 
+def _of_one_layout(config: Config, replies: Mapping[str, JoinReply], layout: str) -> dict[str, JoinReply]:
+    """Returns the partners that would train this very model; the others are left out, and named.
+
+    Raises:
+        TooFewPartners: when too few are left.
+    """
+    alike = {partner: reply for partner, reply in replies.items() if reply.fingerprint == layout}
+    for partner in replies.keys() - alike.keys():
+        _say("left_out", f"{partner} is left out: its model layout is another")
+    if len(alike) < config.aggregation.min_partners:
+        raise TooFewPartners(
+            f"{len(alike)} of {len(replies)} partners have the server's model layout, {config.aggregation.min_partners}"
+            " are needed: compare their encoder, [model] table and purchase column with the server's"
+        )
+    return alike
+
+
 def _weights(config: Config, replies: Mapping[str, JoinReply]) -> dict[str, float]:
     """Returns each partner's public weight, the largest being 1."""
     if config.aggregation.weights == "equal":
@@ -187,10 +202,10 @@ def _item_counts(
 
 
 def _catalogue(folder: RunFolder) -> tuple[str, ...]:
-    path = folder.root / "catalogue.txt"
+    path = folder.root / "catalogue.json"
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except FileNotFoundError:
+        return tuple(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         raise HushclickError(f"{path}: no item catalogue; model.item_rates needs the public list of items") from None
 
 

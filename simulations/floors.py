@@ -172,7 +172,9 @@ def _local_only(logs: Logs, say: Callable[[str], None]) -> Floor:
         own = logs.training[logs.training["partner"] == number]
         steps, own_score_N = _train_and_score(logs, own, f"local {number}")
         score_N[partner_N == number] = own_score_N[partner_N == number]
-    return {"local_only": (score_N, f"the same model, each partner alone on its own users, not private, {steps} steps")}
+    counts = ", with everybody's item means" if logs.config.model.item_rates == "exact" else ""
+    note = f"the same model, each partner alone on its own users{counts}, not private, {steps} steps"
+    return {"local_only": (score_N, note)}
 
 
 def _train_and_score(logs: Logs, rows: pd.DataFrame, label: str) -> tuple[int, Scores]:

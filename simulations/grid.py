@@ -55,7 +55,7 @@ class InProcessGrid(Grid):
         self._numbers = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._arrived = threading.Condition()
-        self._closed = False
+        self._closed = self._interrupted = False
         self._pool = ThreadPoolExecutor(jobs or os.cpu_count() or 1, thread_name_prefix="client")
 
     def _context(self, node: int, number: int, num_nodes: int, run_config: dict[str, Any]) -> Context:
@@ -75,8 +75,22 @@ class InProcessGrid(Grid):
         self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def interrupt(self) -> None:
+        """Makes the server stop at its next exchange with a KeyboardInterrupt; safe to call from a signal handler.
+
+        A KeyboardInterrupt that Python raises wherever the main thread happens to be can be swallowed (in a finaliser,
+        in a library's own `except`), and the run would go on.
+        """
+        self._interrupted = True
+
+    def raise_if_interrupted(self) -> None:
+        """Raises the KeyboardInterrupt that `interrupt` asked for."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+
     def run_server(self, server_app: ServerApp, run_config: Mapping[str, Any]) -> None:
         """Calls the ServerApp as Flower does, in this thread, and returns when it is done."""
+        self.raise_if_interrupted()
         server_app(self, Context(self._run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
 
     def set_run(self, run: Run) -> None:
@@ -101,6 +115,7 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queues messages for their clients and returns their ids, in the same order."""
+        self.raise_if_interrupted()
         ids = []
         for message in messages:
             sent = _with_id(message, f"message-{next(self._numbers)}")
@@ -110,6 +125,7 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Returns, and forgets, the replies that are there; waits a moment for the first one."""
+        self.raise_if_interrupted()
         wanted = set(message_ids)
         with self._arrived:
             self._arrived.wait_for(lambda: not wanted.isdisjoint(self._replies), _WAIT_SECONDS)

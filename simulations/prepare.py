@@ -69,7 +69,7 @@ def _write(config: Config, folder: RunFolder, logs: PartnerLogs) -> None:
     write_central(logs.central, folder.central)
     if config.model.item_rates != "none":
         items = sorted(set(logs.central["item"]).union(*(part["item"] for part in logs.training)))
-        write_atomically(folder.root / "catalogue.txt", "\n".join(items).encode())
+        write_json(folder.root / "catalogue.json", items)
 
 
 def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.DataFrame) -> None:

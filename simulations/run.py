@@ -4,7 +4,11 @@ import argparse
 import json
 import os
 import platform
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -117,13 +121,33 @@ def _run_apps(config: Config, folder: RunFolder, engine: str) -> BudgetExhausted
         return None
     run_config = {"run-folder": str(folder.root)}
     try:
-        with InProcessGrid(client_app, config.data.partners, run_config, config.output.jobs) as grid:
+        with InProcessGrid(client_app, config.data.partners, run_config, config.output.jobs) as grid, _ctrl_c(grid):
             grid.run_server(server_app, run_config)
+            grid.raise_if_interrupted()
     except BudgetExhausted as error:
         return error
     finally:
         forget_workers()
     return None
+
+
+@contextmanager
+def _ctrl_c(grid: InProcessGrid) -> Iterator[None]:
+    """Turns the first Ctrl-C into a stop at the next exchange; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        grid.interrupt()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run_flower(config: Config, folder: RunFolder) -> None:

@@ -25,14 +25,18 @@ PLAIN_NOTE = (
 )
 
 
-@lru_cache(maxsize=1024)
-def most_rounds(config: Config, rounds: int) -> int:
-    """Returns in how many of the first rounds the busiest partner takes part: cohorts are public, and drawn ahead."""
+@lru_cache(maxsize=64)
+def busiest(config: Config) -> tuple[int, ...]:
+    """Returns, after 0, 1, 2 ... rounds, in how many the busiest partner took part: cohorts are public, drawn ahead."""
+    rounds = config.round
+    if not rounds.partners_per_round:
+        return tuple(range(rounds.num_rounds + 1))
     names = [partner_name(number) for number in range(config.data.partners)]
-    drawn = Counter[str]()
-    for number in range(1, rounds + 1):
-        drawn.update(draw_cohort(names, config.round.partners_per_round, config.round.seed, number))
-    return max(drawn.values(), default=0)
+    drawn, most = Counter[str](), [0]
+    for number in range(1, rounds.num_rounds + 1):
+        drawn.update(draw_cohort(names, rounds.partners_per_round, rounds.seed, number))
+        most.append(max(drawn.values()))
+    return tuple(most)
 
 
 def with_noise(config: Config) -> Config:
@@ -43,14 +47,14 @@ def with_noise(config: Config) -> Config:
     privacy, rounds = config.privacy, config.round
     if privacy.mode == "none" or privacy.noise_multiplier is not None:
         return config
-    steps = most_rounds(config, rounds.num_rounds) * rounds.local_steps
+    steps = busiest(config)[-1] * rounds.local_steps
     noise = calibrate_noise(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
     return replace(config, privacy=replace(privacy, noise_multiplier=noise))
 
 
 def planned_epsilon(config: Config, rounds: int) -> float | None:
     """Returns the epsilon of the busiest partner after so many rounds; None without privacy."""
-    privacy, taken = config.privacy, most_rounds(config, rounds)
+    privacy, taken = config.privacy, busiest(config)[rounds]
     if privacy.mode == "none" or privacy.noise_multiplier is None:
         return None
     if taken == 0:

@@ -39,7 +39,7 @@ from common.messages import TrainTask
 SECTIONS = (DataConfig, ModelConfig, RoundConfig, PrivacyConfig, AggregationConfig, ServerConfig, OutputConfig)
 # No two values of this one contradict each other, so that single fields can be changed freely.
 LOOSE = Config(
-    data=DataConfig(partners=100_000, path="log.csv", card="card.toml"),
+    data=DataConfig(partners=65_536, path="log.csv", card="card.toml"),
     privacy=PrivacyConfig(mode="none"),
     aggregation=AggregationConfig(min_partners=1),
 )
@@ -133,9 +133,9 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
         for name in path[:-1]:
             inner = inner[name]
         inner[path[-1]] = draw(values_of(kind, found))
-    table["data"]["partners"] = 100_000
+    table["data"]["partners"] = 65_536
     table["data"]["path"], table["data"]["card"] = table["data"]["path"] or "p", table["data"]["card"] or "c"
-    table["round"]["partners_per_round"] = min(table["round"]["partners_per_round"], 100_000)
+    table["round"]["partners_per_round"] = min(table["round"]["partners_per_round"], 65_536)
     table["aggregation"]["min_partners"] = 1
     table["privacy"]["max_local_steps"] = max(table["privacy"]["max_local_steps"], table["round"]["local_steps"])
     if table["privacy"]["mode"] != "none":
@@ -364,13 +364,13 @@ def test_each_field_changes_the_fingerprint(
     plain = list(now) if isinstance(now, tuple) else now
     allowed = values_of(kind, found).filter(lambda value: value != plain)
     if path == ("data", "partners"):
-        allowed = st.just(99_999)
+        allowed = st.just(65_535)
     if path in (("data", "path"), ("data", "card")):
         allowed = st.just("other")
     if path == ("round", "partners_per_round"):
-        allowed = st.integers(1, 100_000)
+        allowed = st.integers(1, 65_536)
     if path == ("aggregation", "min_partners"):
-        allowed = st.integers(2, 100_000)
+        allowed = st.integers(2, 65_536)
     if path == ("privacy", "mode"):
         allowed = st.just("local")
     other = parse_config(with_value(path, data.draw(allowed)))

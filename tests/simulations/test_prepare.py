@@ -116,10 +116,10 @@ def test_the_catalogue_is_written_only_where_exact_rates_are(
     prepared: tuple[Config, RunFolder], tiny_encoder: Path, tmp_path: Path
 ) -> None:
     _, folder = prepared
-    assert not (folder.root / "catalogue.txt").exists()
+    assert not (folder.root / "catalogue.json").exists()
     config = config_for(tiny_encoder, privacy={"mode": "none"}, model={"item_rates": "exact"})
     prepare(config, RunFolder(tmp_path))
-    items = (tmp_path / "catalogue.txt").read_text().split("\n")
+    items = json.loads((tmp_path / "catalogue.json").read_text())
     shown = {
         item
         for number in range(3)
