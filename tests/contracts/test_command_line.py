@@ -1,6 +1,7 @@
 """The command line's surface, frozen: add, do not rename. Exit codes, and errors without tracebacks."""
 
 import json
+import shlex
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -89,3 +90,27 @@ def test_help_and_version_need_no_heavy_import() -> None:
     assert done.returncode == 0, done.stderr
     assert "simulate" in done.stdout
     assert "hushclick 0." in done.stdout
+
+
+def test_the_readme_shows_the_help_that_the_program_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    help_text = build_parser().format_help()
+    listed = help_text[help_text.index("commands:") :]
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert " ".join(listed.split()) in " ".join(readme.split())
+
+
+def test_every_command_of_the_readme_is_understood() -> None:
+    """Each `hushclick ...` line of README and docs parses, and each make target that they name exists."""
+    root = Path(__file__).parents[2]
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    lines = 0
+    for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            words = line.strip().removeprefix("$ ").split()
+            if words and words[0] in ("hushclick", ".venv/bin/hushclick") and "..." not in line:
+                build_parser().parse_args(shlex.split(line.strip().removeprefix("$ "), comments=True)[1:])
+                lines += 1
+            if line.startswith("make "):
+                assert f"\n{words[1]}:" in makefile, line
+    assert lines >= 3
