@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dp_events import release, unprotected
 
 import common
 from client.budget import Budget
@@ -25,25 +26,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(common.__file__).parent.pare
 
 
 def training(round_number: int = 0, noise_multiplier: float = NOISE, steps: int = LOCAL_STEPS) -> DpEvent:
-    return DpEvent(
-        run_id="run",
-        round=round_number,
-        attempt=0,
-        purpose="training",
-        mechanism="poisson_gaussian",
-        unit="user",
-        adjacency="add_remove",
-        noise_multiplier=noise_multiplier,
-        sampling_rate=POLICY.sampling_rate,
-        steps=steps,
-        clip=1.0,
-        fixed_seed=False,
-        mode="local",
-    )
-
-
-def unprotected() -> DpEvent:
-    return replace(training(), mechanism="none", noise_multiplier=0.0, mode="none")
+    rate = POLICY.sampling_rate
+    return release(round=round_number, noise_multiplier=noise_multiplier, sampling_rate=rate, steps=steps)
 
 
 @pytest.fixture

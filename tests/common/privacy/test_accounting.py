@@ -8,7 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import dp_events
 import pytest
+from dp_events import unprotected
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -30,25 +32,7 @@ DELTA = 1e-6
 
 
 def release(noise_multiplier: float = 1.0, sampling_rate: float = 0.01024, steps: int = 98) -> DpEvent:
-    return DpEvent(
-        run_id="run",
-        round=0,
-        attempt=0,
-        purpose="training",
-        mechanism="poisson_gaussian",
-        unit="user",
-        adjacency="add_remove",
-        noise_multiplier=noise_multiplier,
-        sampling_rate=sampling_rate,
-        steps=steps,
-        clip=1.0,
-        fixed_seed=False,
-        mode="local",
-    )
-
-
-def unprotected() -> DpEvent:
-    return replace(release(), mechanism="none", noise_multiplier=0.0, mode="none")
+    return dp_events.release(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=steps)
 
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:

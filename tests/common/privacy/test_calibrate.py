@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import dp_events
 import pytest
 
 from common.errors import ConfigError
@@ -24,21 +25,7 @@ ASKED = [
 
 
 def release(noise_multiplier: float, sampling_rate: float, steps: int) -> DpEvent:
-    return DpEvent(
-        run_id="run",
-        round=0,
-        attempt=0,
-        purpose="training",
-        mechanism="poisson_gaussian",
-        unit="user",
-        adjacency="add_remove",
-        noise_multiplier=noise_multiplier,
-        sampling_rate=sampling_rate,
-        steps=steps,
-        clip=1.0,
-        fixed_seed=False,
-        mode="local",
-    )
+    return dp_events.release(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=steps)
 
 
 @pytest.mark.parametrize(("asked", "delta", "sampling_rate", "steps"), ASKED)

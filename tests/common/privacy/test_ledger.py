@@ -3,35 +3,19 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dp_events import RELEASE, release, write_three_records
 
 from common.errors import LedgerError
 from common.privacy.chain import GENESIS, LedgerHead
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 
-FIRST = DpEvent(
-    run_id="run",
-    round=0,
-    attempt=0,
-    purpose="training",
-    mechanism="poisson_gaussian",
-    unit="user",
-    adjacency="add_remove",
-    noise_multiplier=1.0,
-    sampling_rate=0.25,
-    steps=4,
-    clip=1.0,
-    fixed_seed=False,
-    mode="local",
-)
-
 
 def nth(number: int) -> DpEvent:
-    return replace(FIRST, round=number)
+    return release(round=number)
 
 
 @pytest.fixture
@@ -41,11 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def filled(path: Path) -> Path:
-    """Returns a ledger of three records: reserve 1, commit 1, reserve 3."""
-    ledger = Ledger(path, durable=False)
-    ledger.commit(ledger.reserve(nth(0)))
-    ledger.reserve(nth(1))
-    return path
+    return write_three_records(path)
 
 
 def test_a_missing_file_is_an_empty_ledger_and_reading_does_not_make_one(path: Path) -> None:
@@ -162,8 +142,8 @@ def test_a_forged_copy_with_the_right_values_would_pass(filled: Path) -> None:
         {"kind": "refund"},
         {"kind": "commit"},
         {"extra": 1},
-        {"event": {**FIRST.to_dict(), "steps": 0}},
-        {"event": {**FIRST.to_dict(), "version": 9}},
+        {"event": {**RELEASE.to_dict(), "steps": 0}},
+        {"event": {**RELEASE.to_dict(), "version": 9}},
         {"event": None},
     ],
     ids=lambda changes: next(iter(changes)),

@@ -9,32 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dp_events import RELEASE, release, write_three_records
 
 import common
 from common.errors import LedgerError
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 
-FIRST = DpEvent(
-    run_id="run",
-    round=0,
-    attempt=0,
-    purpose="training",
-    mechanism="poisson_gaussian",
-    unit="user",
-    adjacency="add_remove",
-    noise_multiplier=1.0,
-    sampling_rate=0.25,
-    steps=4,
-    clip=1.0,
-    fixed_seed=False,
-    mode="local",
-)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(common.__file__).parent.parent)}
 
 
 def nth(number: int) -> DpEvent:
-    return replace(FIRST, round=number)
+    return release(round=number)
 
 
 @pytest.fixture
@@ -44,11 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def filled(path: Path) -> Path:
-    """Returns a ledger of three records: reserve 1, commit 1, reserve 3."""
-    ledger = Ledger(path, durable=False)
-    ledger.commit(ledger.reserve(nth(0)))
-    ledger.reserve(nth(1))
-    return path
+    return write_three_records(path)
 
 
 # --- a torn last line --------------------------------------------------------------------------------------------
@@ -130,7 +112,7 @@ for number in range(60):
 def test_writers_in_several_processes_take_turns(path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(path)]
     writers = [
-        subprocess.Popen([*command, repr(replace(FIRST, run_id=name).to_dict())], env=ENVIRONMENT)
+        subprocess.Popen([*command, repr(replace(RELEASE, run_id=name).to_dict())], env=ENVIRONMENT)
         for name in ("one", "two", "three")
     ]
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
@@ -187,7 +169,7 @@ def test_each_record_is_flushed_and_so_is_a_new_file_s_folder(
 
 def test_a_folder_in_the_ledgers_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="cannot be opened"):
-        Ledger(tmp_path).reserve(FIRST)
+        Ledger(tmp_path).reserve(RELEASE)
 
 
 def test_errors_name_the_file_and_not_where_it_lies(filled: Path) -> None:

@@ -6,28 +6,15 @@ from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
+from dp_events import release, unprotected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.privacy.events import MAX_STEPS, DpEvent
 
-TRAINED = DpEvent(
-    run_id="demo",
-    round=3,
-    attempt=0,
-    purpose="training",
-    mechanism="poisson_gaussian",
-    unit="user",
-    adjacency="add_remove",
-    noise_multiplier=1.25,
-    sampling_rate=0.25,
-    steps=4,
-    clip=1.0,
-    fixed_seed=False,
-    mode="local",
-)
-UNPROTECTED = replace(TRAINED, mechanism="none", noise_multiplier=0.0, mode="none", clip=0.0)
+TRAINED = release(run_id="demo", round=3, noise_multiplier=1.25)
+UNPROTECTED = unprotected(clip=0.0)
 
 
 @pytest.mark.parametrize("event", [TRAINED, UNPROTECTED], ids=["noised", "none"])
