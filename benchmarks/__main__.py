@@ -52,7 +52,7 @@ def run(name: str, given: argparse.Namespace) -> None:
         **result,
     }
     write_result(given.out / f"{name}.json", jsonable(result))
-    console = Console(width=140)
+    console = Console(width=170)
     for table in benchmark.tables(result):
         console.print(table)
     cores, cpu, gpu = machine["cores"], machine["cpu"], machine["gpu"] or "no GPU"

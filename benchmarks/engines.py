@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ def measure(options: Options) -> dict[str, Any]:
     """Returns exchanges per second, their ratios and peak memory for each size; quick mode leaves Ray out."""
     cases = []
     for nodes, rounds, repeats in _QUICK if options.quick else _SIZES:
-        cases.append(_case(options, nodes, rounds, repeats))
+        cases.append(compare(options, nodes, rounds, repeats))
     return {"cases": cases}
 
 
-def _case(options: Options, nodes: int, rounds: int, repeats: int) -> dict[str, Any]:
-    """Runs every engine in turn, `repeats` times, so that a busy moment hits all of them alike."""
+def compare(options: Options, nodes: int, rounds: int, repeats: int) -> dict[str, Any]:
+    """Returns one size's figures; engines take turns, `repeats` times, so that a busy moment hits all of them alike."""
     folder = options.scratch / f"engines-{nodes}-{rounds}"
     folder.mkdir(parents=True)
     (folder / PLAN).write_text(json.dumps({"nodes": nodes, "rounds": rounds}), encoding="utf-8")
@@ -81,7 +81,12 @@ def _figures(runs: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _fresh_process(folder: Path, _nodes: int) -> None:
-    subprocess.run([sys.executable, "-m", "benchmarks.empty_apps", str(folder)], cwd=REPOSITORY, check=True)
+    run_child(["-m", "benchmarks.empty_apps", str(folder)])
+
+
+def run_child(arguments: Sequence[str]) -> None:
+    """Runs this Python on some arguments in the repository, to its end."""
+    subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, check=True)
 
 
 def _ray(folder: Path, nodes: int) -> None:
@@ -112,7 +117,7 @@ _TITLES = {
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """Returns one table over all sizes and engines."""
-    table = Table(title="Empty clients, start-up included: median [min, max]")
+    table = Table(title="Empty clients, start-up included: median (min to max)")
     for column in ("nodes x rounds", "engine", "seconds", "exchanges / s", "a later round, ms", "peak MiB", "ratio"):
         table.add_column(column, justify="left" if column == "engine" else "right")
     for case in result["cases"]:

@@ -39,8 +39,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def spread_text(figures: dict[str, float], digits: int = 2) -> str:
-    """Returns a spread as `median [min, max]`."""
-    return f"{figures['median']:.{digits}f} [{figures['min']:.{digits}f}, {figures['max']:.{digits}f}]"
+    """Returns a spread as `median (min to max)`."""
+    return f"{figures['median']:.{digits}f} ({figures['min']:.{digits}f} to {figures['max']:.{digits}f})"
 
 
 def machine_facts() -> dict[str, Any]:
@@ -94,12 +94,15 @@ class PeakMemory:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        self.look()
 
     def _watch(self) -> None:
-        while True:
-            self.above_mib = max(self.above_mib, _family_mib() - self._before)
-            if self._stop.wait(_POLL_SECONDS):
-                return
+        while not self._stop.wait(_POLL_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Takes one sample now."""
+        self.above_mib = max(self.above_mib, _family_mib() - self._before)
 
 
 def _family_mib() -> float:

@@ -2,7 +2,8 @@
 
 Real clicks (MovieLens; MovieTweetings where its folder is given) split by time 80/20 over six partners, and generated
 clicks whose planted logits give the AUC that a model which knew everything would reach. Each case runs through
-`simulate`, the deployed apps, with seeds 1 to 3 of initial weights, sampling and noise; the data stay the same.
+`simulate`, the deployed apps, with seeds 1 to 3 of initial weights, sampling and noise (with seed 1 where users are
+many); the data stay the same.
 
 How settings were chosen: on real clicks, by AUC on the last fifth of the *training window* (`--validation` scores the
 same cases there), never on the test rows; on generated clicks, with another generator seed.
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measuring import REPOSITORY, Options, spread
+from benchmarks.measuring import REPOSITORY, Options, spread, spread_text
 from common.bootstrap import paired_difference
 from common.card import canonical_card
 from common.clicks import write_clicks
@@ -47,14 +48,16 @@ HOW_CHOSEN = (
     " (generated clicks), not on the rows scored here."
 )
 _NEVER = 10**6
+# With more users a step can be smaller a share of them, and a budget affords more steps.
+_MANY_USERS = ("round.num_rounds=20", "round.local_steps=4", "round.learning_rate=0.02", "privacy.sampling_rate=0.1")
 _LR, _LR_ITEM = "logistic_regression", "logistic_regression_item_means"
+_QUICK_USERS = 120
 _QUICK_SET = (
     "round.num_rounds=2",
     "round.local_steps=2",
-    "data.generator.users=120",
     "data.generator.items=40",
     "data.generator.impressions_per_user=8",
-    "data.max_users=60",
+    "data.max_users=30",
     "data.partners=3",
 )
 
@@ -70,6 +73,7 @@ class Case:
     floor: str = _LR  # what it is held against
     pooled: bool = False
     against: str = ""  # label of the non-private case that shows the price of privacy
+    seeds: tuple[int, ...] = SEEDS
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def measure(options: Options) -> dict[str, Any]:
             continue
         earlier: dict[str, list[Run]] = {}
         for case in _CASES[part](options):
-            earlier[case.label] = [_run(case, seed, options, earlier) for seed in ((1,) if options.quick else SEEDS)]
+            seeds = case.seeds[:1] if options.quick else case.seeds
+            earlier[case.label] = [_run(case, seed, options, earlier) for seed in seeds]
             results.append(_summary(case, [run.figures for run in earlier[case.label]]))
     return {
         "how_settings_were_chosen": HOW_CHOSEN,
@@ -118,14 +123,15 @@ def _real(part: str, options: Options, private: Path, *overrides: str) -> Iterat
 
 
 def _generated(options: Options) -> Iterator[Case]:
-    for users in SIZES[:1] if options.quick else SIZES:
-        size = (f"data.generator.users={users}",)
-        plain = f"{users:,} users, federated"
-        yield Case("generated", plain, CONFIGS / "generated.toml", size, pooled=users == SIZES[-1])
-        for epsilon in (8.0, 2.0) if users == SIZES[-1] else (8.0,):
-            given = (*size, f"privacy.epsilon={epsilon}")
-            config = CONFIGS / "generated_private.toml"
-            yield Case("generated", f"{users:,} users, epsilon {epsilon:g}", config, given, against=plain)
+    for users in (_QUICK_USERS,) if options.quick else SIZES:
+        many = users == SIZES[-1]
+        seeds = SEEDS[:1] if many else SEEDS  # two minutes a run: intervals tell more than seeds there
+        size, plain = f"data.generator.users={users}", f"{users:,} users, federated"
+        yield Case("generated", plain, CONFIGS / "generated.toml", (size,), pooled=many, seeds=seeds)
+        for epsilon in (8.0, 2.0) if many else (8.0,):
+            given = (size, f"privacy.epsilon={epsilon}", *(_MANY_USERS if many else ()))
+            label, config = f"{users:,} users, epsilon {epsilon:g}", CONFIGS / "generated_private.toml"
+            yield Case("generated", label, config, given, against=plain, seeds=seeds)
 
 
 _CASES = {"movielens": _movielens, "movietweetings": _movietweetings, "generated": _generated}
@@ -147,7 +153,7 @@ def _run(case: Case, seed: int, options: Options, earlier: dict[str, list[Run]])
         )
         figures["minus_non_private"] = [gap.value, gap.low, gap.high]
     if case.part == "generated":
-        figures["oracle_auc"] = _oracle(config)
+        figures["oracle_auc"] = oracle(config)
     return Run(figures, score_N)
 
 
@@ -169,11 +175,11 @@ def _configured(case: Case, seed: int, options: Options) -> Config:
     if options.validation and case.part == "generated":
         overrides.append(f"data.generator.seed={VALIDATION_GENERATOR_SEED}")
     elif options.validation:
-        overrides += _training_window(load_config(case.config, overrides), options.scratch / case.part)
+        overrides += training_window(load_config(case.config, overrides), options.scratch / case.part)
     return load_config(case.config, overrides)
 
 
-def _training_window(config: Config, home: Path) -> list[str]:
+def training_window(config: Config, home: Path) -> list[str]:
     """Returns the overrides that put the rows before the test rows in the place of all rows."""
     clicks, card = home / "training-window.parquet", home / "training-window.toml"
     if not clicks.exists():
@@ -211,7 +217,7 @@ def _figures(case: Case, seed: int, metrics: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _oracle(config: Config) -> float:
+def oracle(config: Config) -> float:
     """Returns the AUC of the planted logits over the evaluated rows: every test row of the same split."""
     log, truth = generate_with_truth(config.data.generator)
     test_N = split_rows(log.rows, config.data.split, config.data.test_share).test_N
@@ -245,28 +251,28 @@ def tables(result: dict[str, Any]) -> list[Table]:
         if cases:
             found.append(_table(f"{title}, {result['scored']} rows, time split 80/20, 6 partners", cases))
             found[-1].caption = (
-                "AUC: median [min, max] over seeds. Differences: of the seed of median AUC, [95 % interval, users"
-                f" resampled in pairs]. {result['how_settings_were_chosen']}"
+                "AUC: median (min to max) over seeds. Intervals: 95 %, users resampled (in pairs for differences), for"
+                f" the seed of median AUC. {result['how_settings_were_chosen']}"
             )
     return found
 
 
 def _table(title: str, cases: Sequence[dict[str, Any]]) -> Table:
     table = Table(title=title)
-    for column in ("", "AUC", "95 % interval", "LR", "minus LR", "minus pooled", "minus non-private", "oracle"):
-        table.add_column(column, justify="right" if column else "left")
+    known = ("oracle",) if cases[0]["part"] == "generated" else ()
+    for column in ("", "AUC", "95 % interval", "LR", "minus LR", "minus pooled", "minus non-private", *known):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for case in cases:
         run = next(run for run in case["runs"] if run["seed"] == case["median_seed"])
         low, high = run["auc_interval"]
         name = case["label"] if case["part"] == "generated" else f"{case['part']}: {case['label']}"
-        spread_auc = f"{case['auc']['median']:.4f} [{case['auc']['min']:.4f}, {case['auc']['max']:.4f}]"
         table.add_row(
             name,
-            spread_auc,
+            spread_text(case["auc"], 4),
             f"[{low:.3f}, {high:.3f}]",
             f"{run['floor_auc']:.4f}",
             *(_gap(run.get(column)) for column in ("minus_floor", "minus_pooled", "minus_non_private")),
-            f"{run['oracle_auc']:.4f}" if "oracle_auc" in run else "",
+            *([f"{run['oracle_auc']:.4f}"] if known else []),
         )
     return table
 

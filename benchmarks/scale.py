@@ -7,7 +7,6 @@ all thousand in every round, shortened. Memory is the resident set of this proce
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -35,15 +34,13 @@ _QUICK_SET = (
 )
 
 
-@dataclass
 class RoundWatch(logging.Handler):
     """Notes the time and the resident memory when the partners have joined and when each round ends."""
 
-    moments: list[float] = field(default_factory=list)
-    resident: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.INFO)
+        self.moments: list[float] = []
+        self.resident: list[float] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes one fact from the server's log."""

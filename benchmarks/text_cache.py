@@ -30,11 +30,11 @@ from common.textstates import EncodedTexts, TextStates
 from common.vector import read_vector
 from simulations.sources import load_source
 
-_RATE = 0.1
+_RATE, _QUICK_RATE = 0.1, 0.5
 _MAX_ROWS = 32
 _LOOP_STEPS = 3
 _REPEATS = 3
-_QUICK_USERS = 12
+_QUICK_USERS = 4
 _PLAN = TrainingPlan(local_steps=1, client_optimiser="adam", learning_rate=0.01, weight_decay=0.0)
 
 
@@ -113,10 +113,11 @@ def _epoch(
     pretrained: Pretrained, config: ModelConfig, rows: UserRows, distinct: Sequence[str], options: Options
 ) -> dict[str, Any]:
     model = build_model(config, rows.states_TE.shape[1], rows.label_NL.shape[1], seed=1)
-    step = DpStep(_RATE, 0.0, None, _MAX_ROWS, _RATE * rows.num_users)
+    rate = _QUICK_RATE if options.quick else _RATE
+    step = DpStep(rate, 0.0, None, _MAX_ROWS, rate * rows.num_users)
     trainer = _Trainer(model, read_vector(model), rows, step)
     encoder = load_text_encoder(pretrained)
-    steps = round(1 / _RATE)
+    steps = round(1 / rate)
     measured = 1 if options.quick else _LOOP_STEPS
     trainer.train(0)  # warm
     encoder.encode(distinct[:8], config.max_tokens)
@@ -150,7 +151,7 @@ def _encode(encoder: TextEncoder, texts: Sequence[str], max_tokens: int) -> floa
 def tables(result: dict[str, Any]) -> list[Table]:
     """Returns one table per comparison."""
     cache, epoch = result["cache"], result["epoch"]
-    first = Table(title=f"{cache['distinct_texts']} distinct texts of MovieLens: median [min, max]")
+    first = Table(title=f"{cache['distinct_texts']} distinct texts of MovieLens: median (min to max)")
     for column in ("", "texts encoded", "seconds", "ratio"):
         first.add_column(column, justify="right" if column else "left")
     first.add_row("empty cache", str(cache["first_run_encoded"]), spread_text(cache["first_run_seconds"]), "")

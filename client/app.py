@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from client.partner import load_partner
 from client.worker import Worker
-from common.errors import BudgetExhausted, DataError, HushclickError
+from common.errors import BudgetExhausted, HushclickError, ProtocolError
 from common.messages import BUDGET_EXHAUSTED, REFUSED, CatalogueTask, JoinTask, StatisticsTask, TrainTask
 from common.runfolder import RunFolder
 
@@ -80,12 +80,11 @@ def _answer(message: Message, context: Context, ask: Callable[[Worker, RecordDic
     except BudgetExhausted as error:
         log.warning("%s", error)  # what is spent and what is allowed is the partner's own business
         return Message(Error(BUDGET_EXHAUSTED, "this partner's privacy budget is exhausted"), reply_to=message)
-    except DataError as error:  # how many rows there are, or between which bounds, is for this partner alone
-        log.error("%s", error)
-        return Message(
-            Error(REFUSED, "the click log cannot be used; this partner's own log says why"), reply_to=message
-        )
-    except HushclickError as error:
+    except ProtocolError as error:  # about the message that the server itself sent
         return Message(Error(REFUSED, str(error)), reply_to=message)
+    except HushclickError as error:  # paths, bounds and counts of this partner stay in its own log
+        log.error("%s", error)
+        text = f"refused ({type(error).__name__}); this partner's own log says why"
+        return Message(Error(REFUSED, text), reply_to=message)
     except Exception as error:  # whatever it says may hold data: only its kind leaves
         return Message(Error(REFUSED, f"internal error: {type(error).__name__}"), reply_to=message)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
+from common.errors import ProtocolError
 from common.features import UserRows, make_batch
 from common.messages import TrainingPlan
 from common.model.click_model import ClickModel, forward, user_losses
@@ -35,6 +36,11 @@ warnings.filterwarnings("ignore", message="Full backward hook is firing when gra
 # Which users share a physical batch changes nothing: every gradient is one user's alone.
 _PHYSICAL_ROWS = 4096
 _PHYSICAL_USERS = 1024
+_PHYSICAL_GRADIENTS = 2**24  # numbers in the per-user gradients of a physical batch
+
+# A server chooses the weights that a step starts from. Beyond this size float32 overflows, or its rounding, which
+# depends on a batch's shape and so on other users, grows past the clip: measured harmless up to 1e5.
+MAX_WEIGHT = 100.0
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,12 @@ def train_privately(
     Formal guarantees:
         - Each step releases the clipped sum over a Poisson sample of users plus Gaussian noise of standard deviation
           `noise_multiplier * clip`, divided by a public constant; all else is post-processing of these.
-        - A user changes one step's clipped sum by at most `clip` in L2, whatever the user's rows hold: NaN counts 0.
+        - A user changes one step's clipped sum by at most `clip` in L2 (up to float32 rounding of the gradients, see
+          `MAX_WEIGHT`), whatever the user's rows hold and whatever model the server sent: NaN counts 0.
         - An empty sample is a step like any other.
     """
     _refuse_layers_with_memory(model)
+    require_in_bounds(start_D)
     write_vector(model, start_D)
     model.train()  # Opacus' hooks keep activations only in training mode
     optimiser = make_optimiser(model, plan)
@@ -94,6 +102,7 @@ def train_privately(
             total_D += gaussian_noise(len(total_D), step, randomness.noise)
             _set_gradients(model, total_D / step.expected_users)
             optimiser.step()
+            _keep_in_bounds(model)
     finally:
         hooks.cleanup()
     return read_vector(model) - start_D
@@ -123,19 +132,25 @@ def clipped_sum(
 ) -> NDArray[np.float64]:
     """Returns the sum over users of their clipped gradients, float64 [D]; zeros when nobody was sampled."""
     total_D = np.zeros(sum(parameter.numel() for parameter in model.parameters()))
-    for part in physical_batches(chosen):
+    for part in physical_batches(chosen, most_users=max(1, _PHYSICAL_GRADIENTS // len(total_D))):
         gradient_BD = per_user_gradients(model, rows, part)
         total_D += clip_and_sum(gradient_BD, clip).numpy()
     return total_D
 
 
-def physical_batches(chosen: Sequence[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
+def physical_batches(
+    chosen: Sequence[NDArray[np.int64]], most_users: int = _PHYSICAL_USERS
+) -> list[list[NDArray[np.int64]]]:
     """Returns the users in runs whose padded size stays under the bound; a user never spans two."""
     parts: list[list[NDArray[np.int64]]] = []
     width = 0
     for row_M in chosen:
         width = max(width, len(row_M))
-        if not parts or len(parts[-1]) >= _PHYSICAL_USERS or (len(parts[-1]) + 1) * width > _PHYSICAL_ROWS:
+        if (
+            not parts
+            or len(parts[-1]) >= min(most_users, _PHYSICAL_USERS)
+            or (len(parts[-1]) + 1) * width > _PHYSICAL_ROWS
+        ):
             parts.append([])
             width = len(row_M)
         parts[-1].append(row_M)
@@ -186,6 +201,22 @@ def _refuse_layers_with_memory(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if next(module.buffers(recurse=False), None) is not None or isinstance(module, nn.Dropout):
             raise TypeError(f"layer {name or 'model'} ({type(module).__name__}) cannot be trained privately")
+
+
+def require_in_bounds(model_D: Float) -> None:
+    """Refuses a model whose weights could overflow, or turn rounding into signal, on the way to a gradient.
+
+    Raises:
+        ProtocolError: naming the bound.
+    """
+    if not (np.abs(model_D) <= MAX_WEIGHT).all():  # NaN is refused too
+        raise ProtocolError(f"a model with weights that are not finite or over {MAX_WEIGHT:g}: it is not trained from")
+
+
+def _keep_in_bounds(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.clamp_(-MAX_WEIGHT, MAX_WEIGHT)
 
 
 def _set_gradients(model: nn.Module, gradient_D: NDArray[np.float64]) -> None:

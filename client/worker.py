@@ -6,9 +6,12 @@ socket. Whatever it is asked, it answers from its own configuration: noise, samp
 Legend: D parameters, T distinct texts, E text width.
 """
 
+import fcntl
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from safetensors.numpy import save
 
 from client.budget import Budget
 from client.partner import PartnerConfig
-from client.training import DpStep, Randomness, train_privately
+from client.training import DpStep, Randomness, require_in_bounds, train_privately
 from common.card import DataCard, load_card
 from common.clicks import read_clicks
 from common.config import ModelConfig, PrivacyConfig
@@ -46,6 +49,8 @@ from common.runfolder import write_atomically
 from common.sharedstates import shared_table
 from common.textstates import TextStates, default_cache_dir
 from common.vector import layout_fingerprint, write_vector
+
+_MOST_ROWS_PER_USER = 4096  # the latest
 
 # Weights are hashed once per process, not once per partner of a simulation.
 _locate = lru_cache(maxsize=8)(locate)
@@ -110,10 +115,12 @@ class Worker:
 
     def _contribution(self, task: TrainTask) -> NDArray[np.float32]:
         """Returns the update of this round: what was sent before, or a reserved, trained and persisted new one."""
-        sent = _SentFile(Path(self.config.state), task.run_id)
-        earlier_D = sent.reuse(task)
-        if earlier_D is not None:
-            return earlier_D
+        with _exclusive(Path(self.config.state)):
+            sent = _SentFile(Path(self.config.state), task.run_id)
+            earlier_D = sent.reuse(task)
+            return self._new_contribution(task, sent) if earlier_D is None else earlier_D
+
+    def _new_contribution(self, task: TrainTask, sent: "_SentFile") -> NDArray[np.float32]:
         event = training_event(self.config.privacy, task.run_id, task.round, task.attempt, task.plan.local_steps)
         reservation = self._budget.reserve(event)
         update_D = self._train(task)
@@ -132,6 +139,7 @@ class Worker:
             )
         # Before the reservation: a model that cannot be trained must not cost any budget.
         write_vector(self._model(), task.model_D)
+        require_in_bounds(task.model_D)
 
     def _train(self, task: TrainTask) -> NDArray[np.float32]:
         privacy = self.config.privacy
@@ -147,7 +155,9 @@ class Worker:
         return train_privately(self._model(), task.model_D, self._data(), task.plan, step, randomness)
 
     def _rows(self) -> pd.DataFrame:
-        return read_clicks(Path(self.config.clicks), self._card, allow_one_class=True).rows
+        rows = read_clicks(Path(self.config.clicks), self._card, allow_one_class=True).rows
+        # Features of a user cost the square of its rows: one user must not be able to stall or kill a round.
+        return rows.groupby("user", sort=False).tail(_MOST_ROWS_PER_USER).reset_index(drop=True)
 
     def _data(self) -> UserRows:
         with self._loading:
@@ -205,6 +215,15 @@ def thread_model(config: ModelConfig, text_width: int, heads: int) -> ClickModel
     if key not in known:
         known[key] = build_model(config, text_width, heads, seed=0)
     return known[key]
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Holds a partner's state folder against other processes: a round is trained, and answered, once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class _SentFile:

@@ -1,9 +1,15 @@
 """A raw column -> typed arrays and the mask of what cannot be read; numpy throughout, as partners' logs may be tiny.
 
+What a cell becomes depends on that cell alone: differential privacy per user needs that no user's rows change how those
+of another are read. So nothing here looks at a column to decide on a format, a type or a unit.
+
 N = rows in every array name. Texts are pandas "str" arrays with NaN for missing.
 """
 
+import datetime
 import hashlib
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,7 @@ from common.card import DataCard
 from common.errors import DataError
 
 LAST_SECOND = 4_102_444_800  # 2100-01-01: a time beyond it is a wrong unit, not a click
+WHOLE = 2**53  # a whole float beyond it may stand for several integers
 _UNITS = {"seconds": "Unix seconds", "milliseconds": "Unix milliseconds", "iso": "ISO 8601"}
 
 Bools = npt.NDArray[np.bool_]
@@ -25,12 +32,29 @@ Ints = npt.NDArray[np.int64]
 
 
 def as_text(column: "pd.Series[Any]") -> "pd.Series[str]":
-    """Returns values as text, whole floats without their ".0" (as user 12.0 is user 12)."""
+    """Returns each value as text, NaN for missing; what one cell becomes never depends on another.
+
+    Text stays as it is, whole floats lose their ".0" (as user 12.0 is user 12), moments become ISO 8601, and numbers
+    that are not finite count as missing.
+    """
     if isinstance(column.dtype, pd.StringDtype) and column.dtype.na_value is np.nan:
         return column
-    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-        column = column.astype("Int64")
-    return column.astype("str")
+    if column.dtype.kind not in "biufM":  # objects: cell by cell, as 1, 1.0 and True would share one code
+        return pd.Series([_text(value) for value in column], index=column.index, dtype="str")
+    codes_N, distinct = pd.factorize(column)  # -1 = missing, which picks the None at the end
+    texts = [_text(value) for value in distinct.astype(column.dtype)]
+    return pd.Series([*texts, None], dtype="str").take(codes_N).set_axis(column.index)
+
+
+def _text(value: Any) -> str | None:
+    """Returns one value's text; None for a missing one and for a number that is not finite."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            return None
+        return str(int(value)) if value % 1 == 0 and abs(value) < WHOLE else str(value)
+    return value.isoformat() if isinstance(value, datetime.date) else str(value)
 
 
 def filled(text: "pd.Series[str]") -> "pd.Series[str]":
@@ -65,30 +89,43 @@ def hashed(text: "pd.Series[str]") -> "pd.Series[str]":
 
 def as_number(column: "pd.Series[Any]") -> Floats:
     """Returns finite floats, NaN for anything else; reads numbers, true/false, and either as text."""
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column):
+    if column.dtype.kind in "biuf":
         number_N = column.to_numpy(dtype="float64", na_value=np.nan)
+    elif isinstance(column.dtype, pd.StringDtype):
+        number_N = _per_distinct(column, _number)
     else:
-        text = column.astype("str").str.strip().str.lower().replace({"true": "1", "false": "0"})
-        number_N = pd.to_numeric(text, errors="coerce").to_numpy(dtype="float64")
+        number_N = np.array([_number(value) for value in column], dtype="float64")
     return np.where(np.isfinite(number_N), number_N, np.nan)
 
 
-def as_clicks(column: "pd.Series[Any]", card: DataCard, path: Path) -> tuple[npt.NDArray[np.int8], Bools]:
+def _per_distinct(text: "pd.Series[str]", reading: Callable[[str], float]) -> Floats:
+    """Returns `reading` of each text, NaN for missing, called once per distinct text."""
+    codes_N, distinct = pd.factorize(text)  # -1 = missing, which picks the NaN at the end
+    return np.array([*map(reading, distinct), np.nan], dtype="float64")[codes_N]
+
+
+def _number(value: Any) -> float:
+    """Returns the number in one cell; NaN where there is none. Alone, as pandas reads a column by all its values."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+        value = {"true": 1.0, "false": 0.0}.get(value, value)
+        if isinstance(value, str) and ("_" in value or not value.isascii()):  # Python's own spellings of numbers
+            return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def as_clicks(column: "pd.Series[Any]", card: DataCard) -> tuple[npt.NDArray[np.int8], Bools]:
     """Returns clicks as 0 or 1 (0 where not readable), and which values are not readable.
 
-    Raises:
-        DataError: when most values are numbers other than 0 and 1 and the card sets no threshold.
+    Without a threshold only 0 and 1 are readable; with one, any number.
     """
     value_N = as_number(column)
     if card.click.threshold is not None:
         return (value_N >= card.click.threshold).astype("int8"), np.isnan(value_N)
-    bad_N = not_zero_one(value_N)
-    if (bad_N & ~np.isnan(value_N)).sum() * 2 > len(value_N):
-        raise DataError(
-            f"{path}: column {column.name} holds numbers from {np.nanmin(value_N):g} to {np.nanmax(value_N):g}, not 0"
-            " or 1; set click.threshold in the data card"
-        )
-    return (value_N == 1).astype("int8"), bad_N
+    return (value_N == 1).astype("int8"), not_zero_one(value_N)
 
 
 def not_zero_one(value_N: Floats) -> Bools:
@@ -102,13 +139,13 @@ def as_seconds(column: "pd.Series[Any]", unit: str, path: Path) -> tuple[Ints, B
     Raises:
         DataError: when no value is readable, or a column of timestamps comes with a numeric unit.
     """
-    is_moment = pd.api.types.is_datetime64_any_dtype(column)
+    is_moment = column.dtype.kind == "M"
     if is_moment and unit != "iso":
         raise DataError(f'{path}: column {column.name} holds timestamps: set time.unit = "iso" in the data card')
-    if unit == "iso":
-        moments = column if is_moment else column.astype("str")
-        since = pd.to_datetime(moments, utc=True, format="ISO8601", errors="coerce") - pd.Timestamp(0, tz="UTC")
-        second_N = (since // pd.Timedelta(seconds=1)).to_numpy(dtype="float64", na_value=np.nan)
+    if is_moment:  # a finer unit is cut, not rounded; missing becomes the lowest integer
+        second_N = column.to_numpy().astype("datetime64[s]").astype("int64").astype("float64")
+    elif unit == "iso":
+        second_N = np.floor(_per_distinct(as_text(column), _moment))
     else:
         second_N = np.floor(as_number(column) / (1000 if unit == "milliseconds" else 1))
     good_N = (second_N >= 0) & (second_N <= LAST_SECOND)
@@ -119,3 +156,15 @@ def as_seconds(column: "pd.Series[Any]", unit: str, path: Path) -> tuple[Ints, B
             f" 2100; set time.unit to {others} in the data card"
         )
     return np.where(good_N, second_N, 0).astype("int64"), ~good_N
+
+
+def _moment(text: str) -> float:
+    """Returns the Unix seconds of one ISO 8601 text (without a zone: UTC), NaN for any other text."""
+    text = text.strip()
+    if text.isdecimal() and len(text) != len("20240131"):  # a number of seconds, in which a date can be seen too
+        return math.nan
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return math.nan
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()

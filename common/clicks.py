@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 LONG_TEXT = 10_000  # characters; kept, but noted: an encoder reads only the first max_tokens
+_NOT_ZERO_ONE = "click not 0 or 1"
 _ORDER = ("user", "time", "item", "text", "clicked", "purchased", "slate", "domain")
 _REQUIRED = {"user", "time", "item", "text", "clicked", "domain"}
 _KINDS = {"time": "int64", "clicked": "int8", "purchased": "int8"}  # all others are "str"
@@ -168,7 +169,10 @@ def read_clicks(path: Path, card: DataCard, *, allow_one_class: bool = False) ->
     A row is dropped, under the first reason that holds, when it has no user, item or text, a time that cannot be
     read, a click that is not 0 or 1 (not a number, under `click.threshold`), a purchase that is not 0 or 1 (blank
     without a click = 0) or without a click, or when it repeats the user, item and time of an earlier row. A CSV line
-    with more fields than the header is dropped too. In CSV, the words that stand for null are no user or item.
+    that is not UTF-8 or has not as many fields as the header is dropped too. In CSV, the words that stand for null are
+    no user or item.
+
+    Each row is read alone: what becomes of it depends on no row of another user.
 
     Args:
         path: a .csv file (comma-separated, UTF-8, with a header) or a .parquet file.
@@ -184,17 +188,27 @@ def read_clicks(path: Path, card: DataCard, *, allow_one_class: bool = False) ->
         raise DataError(f"{path}: holds no rows; export the log again, with its rows")
     arrays, checks = _to_canonical(raw, card, path)
     kept_N, dropped = _apply_checks(arrays, checks)
-    if malformed:
-        dropped = {"line with too many fields": malformed, **dropped}
+    dropped = {**malformed, **dropped}
     kept = _frame(arrays)
     kept = kept if kept_N.all() else kept.loc[kept_N]
     if kept.empty:
-        raise DataError(f"{path}: no row is left{_list_dropped(dropped)}; mend the log or the data card")
-    log = _finish(kept, len(raw) + malformed, dropped, _notes(kept))
+        mend = f"mend the log or the data card{_threshold_hint(card, dropped)}"
+        raise DataError(f"{path}: no row is left{_list_dropped(dropped)}; {mend}")
+    log = _finish(kept, len(raw) + sum(malformed.values()), dropped, _notes(kept))
     if not allow_one_class:
-        hint = "set click.threshold" if card.click.threshold is None else f"click.threshold = {card.click.threshold:g}"
-        require_both_classes(log.rows, f"{path}: column {card.columns.clicked}", hint)
+        mend = f"the data card{_threshold_hint(card, dropped)}"
+        if card.click.threshold is not None:
+            mend = f"click.threshold = {card.click.threshold:g}"
+        require_both_classes(log.rows, f"{path}: column {card.columns.clicked}", mend)
     return log
+
+
+def _threshold_hint(card: DataCard, dropped: Mapping[str, int]) -> str:
+    """Returns an error's last words where values other than 0 and 1 were dropped for want of a threshold."""
+    lost = dropped.get(_NOT_ZERO_ONE, 0)
+    if not lost:
+        return ""
+    return f"; {lost} rows hold clicks other than 0 and 1: if {card.columns.clicked} is a number, set click.threshold"
 
 
 def require_both_classes(rows: pd.DataFrame, where: str, mend: str) -> None:
@@ -238,14 +252,14 @@ def _to_canonical(raw: pd.DataFrame, card: DataCard, path: Path) -> tuple[dict[s
     user, text = as_text(raw[columns.user]), joined_text(raw, columns.text)
     item = as_text(raw[columns.item]) if columns.item else hashed(text)
     time_N, bad_time_N = as_seconds(raw[columns.time], card.time.unit, path)
-    clicked_N, bad_click_N = as_clicks(raw[columns.clicked], card, path)
+    clicked_N, bad_click_N = as_clicks(raw[columns.clicked], card)
     arrays: dict[str, Any] = {"user": user, "time": time_N, "item": item, "text": text, "clicked": clicked_N}
     checks = {
         "no user": blank(user),
         "no text": blank(text),
         "no item": blank(item),
         "time not readable": bad_time_N,
-        "click not 0 or 1" if card.click.threshold is None else "click not a number": bad_click_N,
+        _NOT_ZERO_ONE if card.click.threshold is None else "click not a number": bad_click_N,
     }
     if columns.purchased:
         value_N = as_number(raw[columns.purchased])

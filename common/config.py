@@ -77,6 +77,7 @@ class ModelConfig:
     context_buckets: Annotated[int, Field(ge=1, le=4096)] = 16  # context values are hashed into so many
     # Public guess, to which a user's own past rate is shrunk.
     prior_click_rate: Annotated[float, Field(ge=0.001, le=0.999)] = 0.5
+    label_delay_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0  # a row's features see labels older than this
     item_rates: Literal["none", "exact"] = "none"  # exact item means are not private: refused under DP
     cache: str = ""  # folder of encoded texts; unset = HUSHCLICK_CACHE, else ~/.cache/hushclick
 
@@ -89,7 +90,7 @@ class RoundConfig:
     partners_per_round: Annotated[int, Field(ge=0)] = 0  # 0 = all
     local_steps: Annotated[int, Field(ge=1, le=100_000)] = 4
     client_optimiser: Literal["sgd", "adam"] = "adam"
-    learning_rate: PositiveFloat = 0.01
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 0.01
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Seed = 1  # of initial weights and cohorts: public, never of noise or sampling
 
@@ -131,9 +132,12 @@ class ServerConfig:
     tau: PositiveFloat = 1e-3
     evaluate_every: Positive = 1
     bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 200
-    floors: tuple[Literal["base_rate", "item_popularity", "logistic_regression", "local_only", "pooled"], ...] = (
+    floors: tuple[
+        Literal["base_rate", "item_popularity", "own_recent_rate", "logistic_regression", "local_only", "pooled"], ...
+    ] = (
         "base_rate",
         "item_popularity",
+        "own_recent_rate",
         "logistic_regression",
         "local_only",
         "pooled",

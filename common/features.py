@@ -119,7 +119,7 @@ def featurise(
     history_NH = np.full((num_rows, config.history), -1, np.int64)
     for start, stop in pairwise(offset_U1):
         part = slice(start, stop)
-        seen_M = _strictly_earlier(time_N[part])
+        seen_M = _known_before(time_N[part], config.label_delay_seconds)
         own_NF[part, : len(_OWN_RATES)] = _own_rates(clicked_N[part], domain_N[part], seen_M, config.prior_click_rate)
         own_NF[part, len(_OWN_RATES) :] = _text_rates(
             _unit(states_TE[text_N[part]]), clicked_N[part], seen_M, config.prior_click_rate
@@ -137,6 +137,10 @@ def featurise(
 def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
     """Returns the padded batch of some users' chosen rows.
 
+    How much padding a user gets depends on the other users of the batch, so padding must not be able to do anything
+    that the user's own rows do not: it repeats the user's own first row, with weight 0. (Rows of zeros could overflow
+    where real rows do not, under a model that a server chose for it.)
+
     Args:
         rows: where the rows are.
         chosen: for each of B users the row numbers, all of that user; may be empty.
@@ -146,15 +150,18 @@ def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
     width = max((len(row_M) for row_M in chosen), default=0) or 1
     depth = max((len(bank_K) for bank_K in banks), default=0) or 1
     row_BM = np.full((num_users, width), -1, np.int64)
+    weight_BM = np.zeros((num_users, width), np.float32)
     bank_BK = np.full((num_users, depth), -1, np.int64)
     attend_BMK = np.zeros((num_users, width, depth), bool)
     for user, (row_M, bank_K) in enumerate(zip(chosen, banks, strict=True)):
-        row_BM[user, : len(row_M)] = row_M
-        bank_BK[user, : len(bank_K)] = bank_K
-        history_MH = rows.history_NH[row_M]
+        if not len(row_M):
+            continue
+        weight_BM[user, : len(row_M)] = 1.0
+        row_BM[user] = _repeat_first(row_M, width)
+        bank_BK[user] = _repeat_first(bank_K, depth)
+        history_MH = rows.history_NH[row_BM[user]]
         line, _ = np.nonzero(history_MH >= 0)
         attend_BMK[user, line, np.searchsorted(bank_K, history_MH[history_MH >= 0])] = True
-    weight_BM = (row_BM >= 0).astype(np.float32)
     return Batch(
         candidate_BME=_gather_states(rows, row_BM),
         bank_BKE=_gather_states(rows, bank_BK),
@@ -173,9 +180,12 @@ def count_items(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
     }
 
 
-def _strictly_earlier(time_M: Int) -> Int:
-    """Returns for each row how many rows of the user have a strictly smaller time (rows are sorted by time)."""
-    return np.searchsorted(time_M, time_M, side="left").astype(np.int64)
+def _known_before(time_M: Int, delay_seconds: int) -> Int:
+    """Returns how many of the user's rows have a label that is known at each row (rows are sorted by time).
+
+    A label is known once its row is strictly earlier by more than the delay with which labels arrive.
+    """
+    return np.searchsorted(time_M, time_M - delay_seconds, side="left").astype(np.int64)
 
 
 def _logit(rate: Any) -> Any:
@@ -297,6 +307,13 @@ def _item_rates(
 def _bank(history_MH: Int) -> Int:
     """Returns the distinct history rows that any of a user's chosen rows may attend to, ascending."""
     return np.unique(history_MH[history_MH >= 0])
+
+
+def _repeat_first(row_M: Int, length: int) -> Int:
+    """Returns the rows, then the first of them again up to `length`; -1 where there is none."""
+    filled = np.full(length, row_M[0] if len(row_M) else -1, np.int64)
+    filled[: len(row_M)] = row_M
+    return filled
 
 
 def _gather_states(rows: UserRows, row_BM: Int) -> Float:

@@ -119,8 +119,8 @@ class TrainingPlan:
             raise ProtocolError(f"local_steps = {self.local_steps}: must be at least 1")
         if self.client_optimiser not in ("sgd", "adam"):
             raise ProtocolError(f"client_optimiser = {self.client_optimiser!r}: must be sgd or adam")
-        if not (0 < self.learning_rate < float("inf") and 0 <= self.weight_decay < 1):
-            raise ProtocolError("learning_rate must be over 0 and finite, weight_decay in [0, 1)")
+        if not (0 < self.learning_rate <= 1000 and 0 <= self.weight_decay < 1):
+            raise ProtocolError("learning_rate must be over 0 and at most 1000, weight_decay in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,17 +223,20 @@ class TextEncoder:
         positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
         self.most_tokens = int(min(positions, tokenizer.model_max_length))
 
-    def encode(self, texts: Sequence[str], max_tokens: int, batch_size: int = 64) -> npt.NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], max_tokens: int) -> npt.NDArray[np.float32]:
         """Returns one state per text: the mean of the last hidden state over its tokens, scaled to unit mean square.
 
         The mean is L2-normalised and multiplied by sqrt(E), so that entries are of size 1 whatever the width. This
         normalisation is fixed and public: nothing is fitted on data, so it costs no privacy. A text is cut after
         `max_tokens` tokens, special tokens included; a text that has no token at all has the zero state.
 
+        Formal guarantees:
+            - A state is a function of its text alone, to the bit. In a batch, padding and shapes change the last bits
+              of a state with the texts beside it, which may be another user's, and training can be aimed at them.
+
         Args:
-            texts: N texts, in any order; batches are formed by length, which changes values by less than 1e-5.
+            texts: N texts, encoded one by one on as many threads as there are cores.
             max_tokens: the most tokens of a text that are read.
-            batch_size: texts per forward pass.
 
         Returns:
             `states_NE`, float32 of shape [N, E].
@@ -240,18 +244,14 @@ class TextEncoder:
         Raises:
             PretrainedError: when the model reads fewer tokens than `max_tokens`, or gives values that are not finite.
         """
-        import torch
-
         if max_tokens > self.most_tokens:
             raise PretrainedError(f"max_tokens = {max_tokens}: {self.spec} reads at most {self.most_tokens}; lower it")
         tokens = self._tokenise(texts, max_tokens)
-        order = sorted((row for row, ids in enumerate(tokens) if ids), key=lambda row: len(tokens[row]))
         states_NE = np.zeros((len(texts), self.width), dtype=np.float32)
         self.model.eval()
-        with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                states_NE[rows] = self._encode_batch([tokens[row] for row in rows])
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for row, state_E in enumerate(pool.map(self._encode_one, tokens)):
+                states_NE[row] = state_E
         if not np.isfinite(states_NE).all():
             raise PretrainedError(f"{self.spec}: the encoder gives values that are not finite; its weights are damaged")
         return states_NE
@@ -264,17 +264,18 @@ class TextEncoder:
         ids: list[list[int]] = self.tokenizer(clean, truncation=True, max_length=max_tokens)["input_ids"]
         return ids
 
-    def _encode_batch(self, tokens: list[list[int]]) -> npt.NDArray[np.float32]:
+    def _encode_one(self, tokens: list[int]) -> npt.NDArray[np.float32]:
         import torch
 
-        batch = self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.model.device)
-        hidden_BTE = self.model(**batch).last_hidden_state.float()
-        mask_BT = batch["attention_mask"]
-        total_BE = hidden_BTE.masked_fill(mask_BT.unsqueeze(-1) == 0, 0.0).sum(1)
-        # The sum points where the mean points, and only the direction outlives the normalisation.
-        unit_BE = torch.nn.functional.normalize(total_BE, dim=1)
-        states_BE: npt.NDArray[np.float32] = (unit_BE * self.width**0.5).cpu().numpy()
-        return states_BE
+        if not tokens:
+            return np.zeros(self.width, np.float32)
+        with torch.inference_mode():
+            ids_1T = torch.tensor([tokens], device=self.model.device)
+            hidden_1TE = self.model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).last_hidden_state.float()
+            # The sum points where the mean points, and only the direction outlives the normalisation.
+            unit_1E = torch.nn.functional.normalize(hidden_1TE.sum(1), dim=1)
+        state_E: npt.NDArray[np.float32] = (unit_1E[0] * self.width**0.5).cpu().numpy()
+        return state_E
 
 
 def load_text_encoder(pretrained: Pretrained) -> TextEncoder:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from common.errors import ConfigError
 from common.pretrained import Pretrained, TextEncoder, load_text_encoder
 
-POOLING = "mean1"  # raise the number whenever TextEncoder.encode changes its values
+POOLING = "mean2"  # raise the number whenever TextEncoder.encode changes its values
 CHUNK = 512  # texts between two writes: what Ctrl-C can lose
 _QUERY = 500  # keys per SELECT; SQLite's oldest limit on parameters is 999
 _TIMEOUT_SECONDS = 60.0

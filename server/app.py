@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from common.config import Config, fingerprint, load_config
 from common.contribution import LocalDelta, RunningSum
-from common.errors import BudgetExhausted, HushclickError, ProtocolError, TooFewPartners
+from common.errors import BudgetExhausted, CheckpointError, HushclickError, ProtocolError, TooFewPartners
 from common.messages import (
     QUERY_CATALOGUE,
     QUERY_JOIN,
@@ -111,6 +111,8 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     heads = 2 if 2 * sum(reply.has_purchases for reply in replies.values()) > len(replies) else 1
     model = build_model(config.model, pretrained.width, heads, config.round.seed)
     layout = layout_fingerprint(model, pretrained.fingerprint, config.model)
+    if saved and saved.layout != layout:
+        raise CheckpointError("the partners that joined have another model layout than the run's: it cannot go on")
     replies = _of_one_layout(config, replies, layout)
     nodes = {partner: nodes[partner] for partner in replies}
     counts = _item_counts(grid, config, folder, run_id, nodes) if config.model.item_rates == "exact" else None
@@ -228,7 +230,7 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
         )
     cohort = draw_cohort(able, config.round.partners_per_round, config.round.seed, number)
     total = RunningSum(len(state.global_D), LocalDelta)
-    tasks = {state.roster[partner]: _task(state, partner, number).to_record() for partner in cohort}
+    tasks = {state.roster[partner]: _task(state, partner, number) for partner in cohort}
     outcome = collect_sum(grid, TRAIN_UPDATE, tasks, number, total, config.aggregation.timeout_seconds)
     trained = time.monotonic()
     names = {node: partner for partner, node in state.roster.items()}
@@ -263,6 +265,7 @@ def _checkpoint(state: Coordinator) -> None:
         Checkpoint(
             state.run_id,
             fingerprint(state.config),
+            state.layout,
             state.round,
             state.global_D,
             state.optimiser.state(),

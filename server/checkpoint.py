@@ -25,6 +25,7 @@ class Checkpoint:
 
     Attributes:
         run_id: the run's own name, kept over restarts.
+        layout: fingerprint of the model's layout, which the partners that join later must have too.
         config_fingerprint: of the effective configuration; another one cannot go on from here.
         round: the last round that is final; 0 = none yet.
         model_D: the global model after it, float32.
@@ -35,6 +36,7 @@ class Checkpoint:
 
     run_id: str
     config_fingerprint: str
+    layout: str
     round: int
     model_D: NDArray[np.float32]
     optimiser: dict[str, NDArray[np.float64]]
@@ -48,6 +50,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "version": _VERSION,
         "run_id": checkpoint.run_id,
         "config_fingerprint": checkpoint.config_fingerprint,
+        "layout": checkpoint.layout,
         "round": checkpoint.round,
         "rounds": checkpoint.rounds,
         "exhausted": list(checkpoint.exhausted),
@@ -90,6 +93,7 @@ def _checkpoint(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Check
     return Checkpoint(
         facts["run_id"],
         facts["config_fingerprint"],
+        facts["layout"],
         facts["round"],
         arrays["model"],
         moments,

@@ -31,6 +31,7 @@ MOST_SLICES = 60
 FLOOR_NAMES = {
     "base_rate": "Base rate",
     "item_popularity": "Item popularity",
+    "own_recent_rate": "User's own recent rate",
     "logistic_regression": "Logistic regression",
     "logistic_regression_item_means": "Logistic regression with item means",
     "local_only": "Each partner alone",
@@ -39,6 +40,7 @@ FLOOR_NAMES = {
 _FLOOR_MEANINGS = {
     "base_rate": "Every impression gets the same probability.",
     "item_popularity": "Every impression gets its item's past click rate.",
+    "own_recent_rate": "Every impression gets the rate of its user's last ten labels; nothing is trained.",
     "logistic_regression": "A linear model on the same rows.",
     "logistic_regression_item_means": "The same, knowing each item's past click rate.",
     "local_only": "Every partner trains by itself; nothing is shared.",

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.contribution import RunningSum
+from common.contribution import LocalDelta, RunningSum
 from common.errors import ProtocolError
-from common.messages import BUDGET_EXHAUSTED, TrainReply
+from common.messages import BUDGET_EXHAUSTED, TrainReply, TrainTask
 
 _FIRST_PAUSE_SECONDS = 0.001
 _LONGEST_PAUSE_SECONDS = 0.1
@@ -81,20 +81,23 @@ def _push(grid: Grid, messages: list[Message], outcome: Exchange) -> dict[str, i
 def collect_sum(
     grid: Grid,
     message_type: str,
-    tasks: Mapping[int, RecordDict],
+    tasks: Mapping[int, TrainTask],
     round_number: int,
     total: RunningSum,
     timeout_seconds: float,
 ) -> Exchange:
     """Adds the cohort's contributions to `total` as they arrive: memory does not grow with partners."""
 
-    def take(_node: int, content: RecordDict) -> None:
+    def take(node: int, content: RecordDict) -> None:
         reply = TrainReply.from_record(content)
         if reply.round != round_number:
             raise ProtocolError(f"a reply to round {reply.round} in round {round_number}")
+        if isinstance(reply.contribution, LocalDelta) and reply.contribution.weight != tasks[node].weight:
+            raise ProtocolError("a reply with another weight than the roster's")
         total.add(reply.contribution)
 
-    return exchange(grid, message_type, tasks, f"round-{round_number}", timeout_seconds, take)
+    contents = {node: task.to_record() for node, task in tasks.items()}
+    return exchange(grid, message_type, contents, f"round-{round_number}", timeout_seconds, take)
 
 
 def _take_reply(outcome: Exchange, node: int, reply: Message, take: Callable[[int, RecordDict], None]) -> None:

@@ -4,6 +4,7 @@
 |---|---|---|
 | base_rate | the training rows' click rate for every row | no |
 | item_popularity | the item's shrunk click rate | no |
+| own_recent_rate | the user's own last ten labels, shrunk to the prior; nothing is trained | yes |
 | logistic_regression | pooled, on the model's own features and 32 components of the text states | no |
 | logistic_regression_item_means | the same with exact item means | no |
 | local_only | the same model, each partner alone; each row is scored by its own partner's model | no |
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -27,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from client.training import DpStep, Randomness, train_privately
 from common.bootstrap import paired_difference
 from common.config import Config, ModelConfig
-from common.features import ItemCounts, UserRows, count_items, featurise
+from common.features import ItemCounts, UserRows, count_items, dense_names, featurise
 from common.messages import TrainingPlan
 from common.metrics import evaluate_scores
 from common.model.click_model import build_model
@@ -91,7 +93,8 @@ def compute_floors(config: Config, folder: RunFolder, say: Callable[[str], None]
     floors: dict[str, dict[str, Any]] = {}
     for name in config.server.floors:
         for label, (score_N, note) in _FLOORS[name](logs, say).items():
-            floors[label] = _figures(logs, score_N, model_N) | {"private": False, "note": note}
+            # A user's own past rate is computed where the user is, and reveals nothing of anybody else.
+            floors[label] = _figures(logs, score_N, model_N) | {"private": label == "own_recent_rate", "note": note}
     return floors
 
 
@@ -120,6 +123,14 @@ def _item_popularity(logs: Logs, _say: Callable[[str], None]) -> Floor:
     count_N2 = np.array([logs.item_counts.get(item, (0.0, 0.0)) for item in logs.evaluated["item"]]).reshape(-1, 2)
     score_N = (count_N2[:, 0] + _ITEM_STRENGTH * rate) / (count_N2[:, 1] + _ITEM_STRENGTH)
     return {"item_popularity": (score_N, "exact item means over all partners' training rows")}
+
+
+def _own_recent_rate(logs: Logs, _say: Callable[[str], None]) -> Floor:
+    rows, prior = logs.heldout.rows, logs.config.model.prior_click_rate
+    column = dense_names(logs.config.model).index("recent_rate")
+    logit_N = rows.dense_NF[np.concatenate(logs.heldout.chosen), column].astype(np.float64)
+    score_N = expit(logit_N + np.log(prior / (1 - prior)))
+    return {"own_recent_rate": (score_N, "the user's own last ten labels, shrunk; nothing is trained")}
 
 
 def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
@@ -196,6 +207,7 @@ def _train_and_score(logs: Logs, rows: pd.DataFrame, label: str) -> tuple[int, S
 _FLOORS: dict[str, Callable[[Logs, Callable[[str], None]], Floor]] = {
     "base_rate": _base_rate,
     "item_popularity": _item_popularity,
+    "own_recent_rate": _own_recent_rate,
     "logistic_regression": _logistic_regression,
     "local_only": _local_only,
     "pooled": _pooled,

@@ -30,7 +30,7 @@ from simulations.flower import run_in_flower
 from simulations.grid import InProcessGrid
 from simulations.prepare import prepare
 from simulations.progress import LiveProgress
-from simulations.spending import more_users, planned_epsilon, privacy_facts, with_noise
+from simulations.spending import more_users, privacy_facts, spent_by_round, with_noise
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _simulate(config: Config, folder: RunFolder, console: Console, resume: bool,
         metrics = read_metrics(folder)
         floors = compute_floors(config, folder, progress.floor)
     metrics |= {"title": config.output.title, "floors": floors, "privacy": privacy_facts(config, folder)}
-    _add_epsilon(config, metrics)
+    _add_epsilon(config, folder, metrics)
     metrics["data"] = prepared["data"]
     if config.privacy.mode != "none":
         size = num_parameters(folder.model)
@@ -195,7 +195,7 @@ def summary_table(metrics: dict[str, Any]) -> Table:
             f"[{_figure(low, 3)}, {_figure(high, 3)}]" if low is not None else "",
             _figure(line["log_loss"]),
             _figure(line["ne"]),
-            private if name == "this model" else "no",
+            private if name == "this model" else "yes" if line["private"] else "no",
             style="bold" if name == "this model" else None,
         )
     return table
@@ -205,10 +205,13 @@ def _figure(value: float | None, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _add_epsilon(config: Config, metrics: dict[str, Any]) -> None:
-    """Writes the epsilon spent after each round beside it: that of the partner which took part most often."""
-    for record in metrics["rounds"]:
-        record["epsilon"] = planned_epsilon(config, record["round"])
+def _add_epsilon(config: Config, folder: RunFolder, metrics: dict[str, Any]) -> None:
+    """Writes beside each round what the partner that spent most had spent after it."""
+    rounds = metrics["rounds"]
+    for record, epsilon in zip(
+        rounds, spent_by_round(config, folder, [record["round"] for record in rounds]), strict=True
+    ):
+        record["epsilon"] = epsilon
 
 
 def _machine(engine: str) -> dict[str, Any]:

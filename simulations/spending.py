@@ -93,7 +93,7 @@ def privacy_facts(config: Config, folder: RunFolder) -> dict[str, Any]:
             "aggregation": config.aggregation.method,
             "aggregation_note": "Aggregation is plain and updates carry no noise: the server sees each exact update.",
         }
-    worst = max(spent.values(), key=lambda events: sum(event.steps for event in events))
+    worst = max(spent.values(), key=lambda events: epsilon(events, privacy.delta))
     statement = privacy_statement(worst, privacy.delta)
     return {
         "mode": privacy.mode,
@@ -117,6 +117,17 @@ def privacy_facts(config: Config, folder: RunFolder) -> dict[str, Any]:
         "aggregation_note": PLAIN_NOTE,
         "partners": _per_partner(spent, privacy.delta),
     }
+
+
+def spent_by_round(config: Config, folder: RunFolder, rounds: Sequence[int]) -> list[float | None]:
+    """Returns, for each round, the largest epsilon of any partner up to and with it, from the ledgers."""
+    if config.privacy.mode == "none":
+        return [None] * len(rounds)
+    spent = read_ledgers(config, folder).values()
+    return [
+        max(epsilon([event for event in events if event.round <= last], config.privacy.delta) for events in spent)
+        for last in rounds
+    ]
 
 
 def _per_partner(spent: dict[str, list[DpEvent]], delta: float) -> dict[str, dict[str, Any]]:

@@ -81,7 +81,8 @@ def test_models_are_pinned_by_hash() -> None:
 KEYS = {
     "data": "source path card click_threshold partners partition size_skew split test_share max_users generator",
     "model": (
-        "encoder encoder_sha256 max_tokens history width hidden context_buckets prior_click_rate item_rates cache"
+        "encoder encoder_sha256 max_tokens history width hidden context_buckets prior_click_rate"
+        " label_delay_seconds item_rates cache"
     ),
     "round": "num_rounds partners_per_round local_steps client_optimiser learning_rate weight_decay seed",
     "privacy": (

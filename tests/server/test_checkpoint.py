@@ -16,6 +16,7 @@ from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 STATE = Checkpoint(
     run_id="run",
     config_fingerprint="a" * 64,
+    layout="b" * 64,
     round=3,
     model_D=np.array([1.5, -2.25, 1e-30], np.float32),
     optimiser={"first": np.array([0.1, 0.2, 0.3]), "second": np.zeros(3)},
