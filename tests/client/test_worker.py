@@ -113,7 +113,7 @@ def test_promise_2_noise_clip_and_rate_are_the_partners_own(make: Make, monkeypa
 
     monkeypatch.setattr(client.worker, "train_privately", spy)
     worker = Worker(make(max_impressions_per_user=5))
-    worker.train(task_for(worker, plan=replace(PLAN, learning_rate=1e6, weight_decay=0.9)))
+    worker.train(task_for(worker, plan=replace(PLAN, learning_rate=1e3, weight_decay=0.9)))
     (step,) = seen
     assert dataclasses.asdict(step) == {
         "sampling_rate": 0.5,

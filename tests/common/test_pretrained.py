@@ -287,9 +287,12 @@ def test_states_have_unit_mean_square_and_keep_the_order(encoder: TextEncoder) -
         np.testing.assert_allclose(encoder.encode([text], 16)[0], states_NE[row], atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-def test_batches_do_not_change_values(encoder: TextEncoder, batch_size: int) -> None:
-    np.testing.assert_allclose(encoder.encode(TEXTS, 64, batch_size), encoder.encode(TEXTS, 64), atol=1e-5)
+@pytest.mark.parametrize("others", [[], ["x"], ["a much longer text than the others are " * 3], TEXTS * 9])
+def test_a_state_is_a_function_of_its_text_alone_to_the_bit(encoder: TextEncoder, others: list[str]) -> None:
+    """Texts beside it may be another user's: not one bit may move with them."""
+    alone_NE = encoder.encode(TEXTS, 64)
+    beside_NE = encoder.encode([*others, *TEXTS], 64)[len(others) :]
+    np.testing.assert_array_equal(beside_NE, alone_NE)
 
 
 def test_text_is_cut_after_max_tokens(encoder: TextEncoder) -> None:

@@ -123,6 +123,7 @@ FACTS = {
     "version": 1,
     "run_id": "run",
     "config_fingerprint": "a" * 64,
+    "layout": "b" * 64,
     "round": 3,
     "rounds": [],
     "exhausted": [],

@@ -3,7 +3,8 @@
 import gc
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,19 @@ def update(*values: float, weight: float = 1.0, round_number: int = 3) -> Record
     return TrainReply(round_number, LocalDelta(np.array(values, np.float32), weight)).to_record()
 
 
-def collect(grid: FakeGrid, nodes: Iterable[int] = (2, 3, 4), timeout: float = 0.05) -> tuple[Exchange, RunningSum]:
+def train_task(weight: float = 1.0) -> TrainTask:
+    plan = TrainingPlan(4, "adam", 0.01, 0.0)
+    return TrainTask("run", 3, 0, weight, "f" * 64, plan, np.zeros(2, np.float32))
+
+
+def collect(
+    grid: FakeGrid,
+    nodes: Iterable[int] = (2, 3, 4),
+    timeout: float = 0.05,
+    weights: Mapping[int, float] = MappingProxyType({}),
+) -> tuple[Exchange, RunningSum]:
     total = RunningSum(2, LocalDelta)
-    tasks = {node: JoinTask("run").to_record() for node in nodes}
+    tasks = {node: train_task(weights.get(node, 1.0)) for node in nodes}
     return collect_sum(grid, TRAIN_UPDATE, tasks, 3, total, timeout), total  # type: ignore[arg-type]
 
 
@@ -73,12 +84,22 @@ def test_all_answers_are_summed_in_whatever_order_they_come() -> None:
     ]
     sums = []
     for grid in grids:
-        outcome, total = collect(grid, timeout=5)
+        outcome, total = collect(grid, timeout=5, weights={3: 0.5, 4: 0.25})
         assert not outcome.failures
         assert not outcome.exhausted
         assert total.count == 3
         sums.append(total.total(3).tolist())
     assert sums == [[31, 62], [31, 62]]
+
+
+@pytest.mark.parametrize("weight", [1e-300, 0.2, 1.0])
+def test_a_partner_cannot_choose_its_own_weight(weight: float) -> None:
+    honest, greedy = update(1, 2, weight=0.5), update(100, 200, weight=weight)
+    outcome, total = collect(
+        FakeGrid(replies((2, honest), (3, greedy))), nodes=(2, 3), timeout=5, weights={2: 0.5, 3: 0.5}
+    )
+    assert "another weight than the roster's" in outcome.failures[3]
+    assert total.total(1).tolist() == [0.5, 1.0]
 
 
 def test_only_what_is_missing_is_asked_for() -> None:
@@ -213,7 +234,7 @@ def test_bytes_are_those_of_arrays_texts_and_numbers() -> None:
     task = TrainTask("run", 3, 0, 1.0, "f" * 64, TrainingPlan(4, "adam", 0.01, 0.0), np.zeros(5, np.float32))
     grid = FakeGrid(replies((2, update(1, 2)), (3, update(3, 4))))
     total = RunningSum(2, LocalDelta)
-    tasks = {node: task.to_record() for node in (2, 3)}
+    tasks = dict.fromkeys((2, 3), task)
     outcome = collect_sum(grid, TRAIN_UPDATE, tasks, 3, total, 5)  # type: ignore[arg-type]
     numbers = 6  # round, attempt, weight, local steps, learning rate, weight decay
     assert outcome.bytes_down == 2 * (5 * 4 + len("run") + 64 + len("adam") + numbers * 8)

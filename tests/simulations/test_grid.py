@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from common.contribution import LocalDelta, RunningSum
-from common.messages import TRAIN_UPDATE, TrainReply
+from common.messages import TRAIN_UPDATE, TrainingPlan, TrainReply, TrainTask
 from server.round import collect_sum, exchange
 from simulations.grid import InProcessGrid
 
@@ -259,7 +259,9 @@ def test_a_thousand_nodes_leave_nothing_behind_from_round_to_round() -> None:
 
     def one_round(grid: InProcessGrid) -> int:
         total = RunningSum(size, LocalDelta)
-        tasks = {node: RecordDict() for node in grid.get_node_ids()}
+        plan = TrainingPlan(1, "sgd", 0.1, 0.0)
+        task = TrainTask("run", 1, 0, 1.0, "f" * 64, plan, np.zeros(size, np.float32))
+        tasks = dict.fromkeys(grid.get_node_ids(), task)
         outcome = collect_sum(grid, TRAIN_UPDATE, tasks, 1, total, 60)
         assert not outcome.failures
         assert total.total(1000)[0] == sum(range(2, 1002))
