@@ -5,6 +5,7 @@ invisible; these models make it as visible as they can.
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import random_features
@@ -13,7 +14,7 @@ from opacus.grad_sample import GradSampleHooks
 from client.training import MAX_WEIGHT, DpStep, Randomness, clipped_sum, require_in_bounds, train_privately
 from common.config import ModelConfig
 from common.errors import ProtocolError
-from common.features import UserRows, make_batch
+from common.features import UserRows, featurise, make_batch
 from common.messages import TrainingPlan
 from common.model.click_model import ClickModel, build_model
 from common.vector import read_vector, write_vector
@@ -27,17 +28,10 @@ def rows_of(features: UserRows, least: int, most: int) -> list[np.ndarray]:
     return [np.arange(a, min(b, a + most)) for a, b in spans if b - a >= least]
 
 
-def hostile(kind: str, size: float) -> ClickModel:
+def random_signs(size: float) -> ClickModel:
     model = build_model(CONFIG, 8, 1, seed=3)
-    vector_D = read_vector(model)
-    if kind == "random signs":
-        vector_D = np.random.default_rng(1).choice([-size, size], len(vector_D)).astype(np.float32)
-    write_vector(model, vector_D)
-    if kind == "overflowing query":
-        with torch.no_grad():
-            model.project.bias.fill_(20.0)
-            model.project.weight[0].fill_(1000.0)
-            model.query.weight[0].fill_(size)
+    signs_D = np.random.default_rng(1).choice([-size, size], len(read_vector(model)))
+    write_vector(model, signs_D.astype(np.float32))
     return model.train()
 
 
@@ -56,13 +50,53 @@ def moved_by_a_longer_user(model: ClickModel, clip: float = 1.0) -> float:
 
 @pytest.mark.parametrize("size", [1.0, 10.0, MAX_WEIGHT])
 def test_a_longer_user_moves_the_sum_by_the_clip_under_any_model_in_bounds(size: float) -> None:
-    assert moved_by_a_longer_user(hostile("random signs", size)) <= 1.001
+    assert moved_by_a_longer_user(random_signs(size)) <= 1.001
 
 
-@pytest.mark.parametrize("size", [3e30, 3e37])
-def test_padding_reaches_no_other_user_even_where_numbers_overflow(size: float) -> None:
+def equal_users_and_one_longer(count: int) -> UserRows:
+    """Returns users of 8 rows each, and a last one of 9, whose coming lengthens everybody's padding."""
+    rng = np.random.default_rng(0)
+    user = np.repeat([f"u{number:04d}" for number in range(count + 1)], [8] * count + [9])
+    frame = pd.DataFrame(
+        {
+            "user": user,
+            "time": 1_600_000_000 + rng.integers(0, 10**7, len(user)),
+            "item": "i",
+            "text": "t",
+            "clicked": (rng.random(len(user)) < 0.3).astype(np.int8),
+            "domain": "",
+        }
+    ).sort_values(["user", "time"], kind="stable")
+    states_TE = rng.normal(size=(200, 64)).astype(np.float32)
+    return featurise(frame.reset_index(drop=True), rng.integers(0, 200, len(user)), states_TE, ModelConfig())
+
+
+def overflowing_model() -> ClickModel:
+    """Finite weights: zeros overflow in the query where text states, whose projections saturate, cancel."""
+    model = build_model(ModelConfig(), 64, 1, seed=1)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        direction = torch.randn(8, 64, generator=generator)
+        model.project.weight[:8], model.project.weight[8:] = 1000 * direction, -1000 * direction
+        model.project.bias.fill_(20.0)
+        model.query.weight[0].fill_(3e37)
+        model.head.weight.fill_(0.1)
+        model.hidden.weight.normal_(0, 0.1, generator=generator)
+    return model.train()
+
+
+def test_padding_reaches_no_other_user_even_where_numbers_overflow() -> None:
     """Out of bounds, so refused in training; padding with a user's own row holds without that as well."""
-    assert moved_by_a_longer_user(hostile("overflowing query", size)) <= 1.001
+    features, model = equal_users_and_one_longer(100), overflowing_model()
+    chosen = rows_of(features, 8, 9)
+    hooks = GradSampleHooks(model, loss_reduction="sum")
+    without_D, with_user_D = clipped_sum(model, features, chosen[:-1], 1.0), clipped_sum(model, features, chosen, 1.0)
+    hooks.cleanup()
+    assert [len(row_M) for row_M in chosen] == [8] * 100 + [9]
+    assert np.linalg.norm(without_D) > 10  # most users do have a gradient
+    assert np.linalg.norm(with_user_D - without_D) <= 1.001
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 101.0, -1e30])
