@@ -119,7 +119,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     """Returns one table over all sizes and engines."""
     table = Table(title="Empty clients, start-up included: median (min to max)")
     for column in ("nodes x rounds", "engine", "seconds", "exchanges / s", "a later round, ms", "peak MiB", "ratio"):
-        table.add_column(column, justify="left" if column == "engine" else "right")
+        table.add_column(column, justify="left" if column == "engine" else "right", no_wrap=True)
     for case in result["cases"]:
         for name, figures in case["engines"].items():
             ratio = case["faster_than_ray"].get(name)
@@ -128,7 +128,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 f"{case['nodes']} x {case['rounds']}",
                 _TITLES[name],
                 spread_text(figures["seconds"]),
-                spread_text(figures["exchanges_per_second"], 1),
+                spread_text(figures["exchanges_per_second"], 0),
                 spread_text(later, 1),
                 spread_text(figures["peak_mib_above_start"], 0),
                 spread_text(ratio, 1) if ratio else "1" if name == "ray" else "",

@@ -82,6 +82,8 @@ def _case(label: str, overrides: Sequence[str], options: Options) -> dict[str, A
         "resident_mib_after_round": watch.resident[1:],
         "growth_mib_first_to_last_round": watch.resident[-1] - watch.resident[1],
         "round_seconds": spread(seconds),
+        "train_seconds_per_round": spread([record["timings"]["train_seconds"] for record in metrics["rounds"]]),
+        "evaluate_seconds_total": metrics["timings"]["evaluate_seconds"],
         "rounds_per_minute": 60 * len(seconds) / sum(seconds),
         "total_seconds": metrics["timings"]["total_seconds"],
         "auc": metrics["final"]["auc"],
@@ -92,7 +94,7 @@ def _case(label: str, overrides: Sequence[str], options: Options) -> dict[str, A
 def tables(result: dict[str, Any]) -> list[Table]:
     """Returns one table over the cases."""
     table = Table(title="Partners in one process")
-    for column in ("", "partners", "a round", "rounds", "seconds a round", "rounds / min", "RSS MiB", "growth MiB"):
+    for column in ("", "partners", "a round", "rounds", "train s", "rounds / min", "RSS MiB", "growth MiB"):
         table.add_column(column, justify="right" if column else "left")
     for case in result["cases"]:
         resident = case["resident_mib_after_round"]
@@ -101,9 +103,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
             str(case["partners"]),
             str(case["partners_per_round"]),
             str(case["rounds"]),
-            spread_text(case["round_seconds"]),
+            spread_text(case["train_seconds_per_round"], 1),
             f"{case['rounds_per_minute']:.1f}",
-            f"joined {case['resident_mib_joined']:.0f}, then {min(resident):.0f} to {max(resident):.0f}",
+            f"{min(resident):.0f} to {max(resident):.0f} (joined: {case['resident_mib_joined']:.0f})",
             f"{case['growth_mib_first_to_last_round']:+.0f}",
         )
     return [table]

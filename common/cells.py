@@ -9,6 +9,7 @@ N = rows in every array name. Texts are pandas "str" arrays with NaN for missing
 import datetime
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from common.errors import DataError
 
 LAST_SECOND = 4_102_444_800  # 2100-01-01: a time beyond it is a wrong unit, not a click
 WHOLE = 2**53  # a whole float beyond it may stand for several integers
+# Checked first, as Python sees a date in some numbers of milliseconds too.
+_DATE = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{8})([T ].+)?\Z")
 _UNITS = {"seconds": "Unix seconds", "milliseconds": "Unix milliseconds", "iso": "ISO 8601"}
 
 Bools = npt.NDArray[np.bool_]
@@ -39,11 +42,11 @@ def as_text(column: "pd.Series[Any]") -> "pd.Series[str]":
     """
     if isinstance(column.dtype, pd.StringDtype) and column.dtype.na_value is np.nan:
         return column
-    if column.dtype.kind not in "biufM":  # objects: cell by cell, as 1, 1.0 and True would share one code
+    if not isinstance(column.dtype, np.dtype) or column.dtype.kind not in "biufM":
+        # Cell by cell: one code per distinct object would merge 1, 1.0 and True.
         return pd.Series([_text(value) for value in column], index=column.index, dtype="str")
-    codes_N, distinct = pd.factorize(column)  # -1 = missing, which picks the None at the end
-    texts = [_text(value) for value in distinct.astype(column.dtype)]
-    return pd.Series([*texts, None], dtype="str").take(codes_N).set_axis(column.index)
+    codes_N, distinct = pd.factorize(column.to_numpy())  # -1 = missing, which picks the None at the end
+    return pd.Series([*map(_text, distinct), None], dtype="str").take(codes_N).set_axis(column.index)
 
 
 def _text(value: Any) -> str | None:
@@ -51,9 +54,14 @@ def _text(value: Any) -> str | None:
     if value is None or value is pd.NA or value is pd.NaT:
         return None
     if isinstance(value, float | np.floating):
-        if not np.isfinite(value):
+        number = float(value)
+        if not math.isfinite(number):
             return None
-        return str(int(value)) if value % 1 == 0 and abs(value) < WHOLE else str(value)
+        return str(int(number)) if number.is_integer() and abs(number) < WHOLE else str(value)
+    if isinstance(value, np.datetime64):  # "2024-01-31T10:00:00.500000", with the digits of the column's unit
+        whole, _, fraction = str(value).partition(".")
+        fraction = fraction.rstrip("0")
+        return f"{whole}.{fraction}" if fraction else whole
     return value.isoformat() if isinstance(value, datetime.date) else str(value)
 
 
@@ -143,7 +151,7 @@ def as_seconds(column: "pd.Series[Any]", unit: str, path: Path) -> tuple[Ints, B
     if is_moment and unit != "iso":
         raise DataError(f'{path}: column {column.name} holds timestamps: set time.unit = "iso" in the data card')
     if is_moment:  # a finer unit is cut, not rounded; missing becomes the lowest integer
-        second_N = column.to_numpy().astype("datetime64[s]").astype("int64").astype("float64")
+        second_N = column.to_numpy(dtype="datetime64[s]").astype("int64").astype("float64")
     elif unit == "iso":
         second_N = np.floor(_per_distinct(as_text(column), _moment))
     else:
@@ -161,7 +169,7 @@ def as_seconds(column: "pd.Series[Any]", unit: str, path: Path) -> tuple[Ints, B
 def _moment(text: str) -> float:
     """Returns the Unix seconds of one ISO 8601 text (without a zone: UTC), NaN for any other text."""
     text = text.strip()
-    if text.isdecimal() and len(text) != len("20240131"):  # a number of seconds, in which a date can be seen too
+    if not _DATE.match(text):
         return math.nan
     try:
         moment = datetime.datetime.fromisoformat(text)

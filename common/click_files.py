@@ -77,7 +77,7 @@ def _value_kind(kind: arrow.DataType) -> arrow.DataType:
 def _plain(column: arrow.ChunkedArray) -> arrow.ChunkedArray:
     """Returns a column in the type from which pandas reads any value: it refuses all for one odd date, time or text."""
     kind = _value_kind(column.type)
-    column = column.cast(kind)
+    column = column.cast(kind) if kind != column.type else column
     if arrow.types.is_date(kind) or arrow.types.is_time(kind):
         return column.cast(arrow.string())
     if arrow.types.is_timestamp(kind):

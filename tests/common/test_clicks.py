@@ -2,12 +2,16 @@
 
 import datetime
 import hashlib
+import io
 import string
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -160,11 +164,13 @@ def test_bad_rows_are_dropped_and_counted_once_each(tmp_path):
         "2,10,A,a,0,1\n"  # bought without a click
         "1,10,A2,a,0,0\n"  # again the same user, item and time
         "1,11,A,a,0,\n"  # kept: no click, so no purchase
-        "3,5,B,b,0,0,0,0\n",  # more fields than the header
+        "3,5,B,b,0,0,0,0\n"  # more fields than the header
+        "3,5,B,b,0\n"  # fewer
+        '3,5,"B,b,0,0\n',  # a quote that is not closed
     )
     log = read_clicks(path, card(item="i", purchased="b"))
     assert log.report.dropped == {
-        "line with too many fields": 1,
+        "not a line of the header's fields": 3,
         "no user": 2,
         "no text": 1,
         "no item": 1,
@@ -174,8 +180,8 @@ def test_bad_rows_are_dropped_and_counted_once_each(tmp_path):
         "purchase without a click": 1,
         "same user, item and time as an earlier row": 1,
     }
-    assert log.report.rows_read == 15
-    assert log.report.rows_kept == 2 == 15 - sum(log.report.dropped.values())
+    assert log.report.rows_read == 17
+    assert log.report.rows_kept == 2 == 17 - sum(log.report.dropped.values())
     assert log.rows["text"].tolist() == ["A", "A"]  # the earlier of the two duplicates stayed
     assert log.rows["clicked"].tolist() == [1, 0]
 
@@ -271,8 +277,110 @@ def test_order_within_one_moment_is_the_logs_own(tmp_path):
 
 def test_a_byte_order_mark_and_quoted_commas_are_read(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_bytes('\ufeffu,t,title,c\n1,1,"a, b\nc",1\n1,2,d,0\n'.encode())
-    assert read_clicks(path, card()).rows["text"].tolist() == ["a, b\nc", "d"]
+    path.write_bytes('\ufeffu,t,title,c\r\n1,1,"a, ""b""",1\r\n\r\n1,2,d\u2028e,0\r\n'.encode())
+    log = read_clicks(path, card())
+    assert log.rows["text"].tolist() == ['a, "b"', "d\u2028e"]  # U+2028 ends no line; a blank line is none
+    assert (log.report.rows_read, log.report.dropped) == (2, {})
+
+
+def test_a_stray_quote_takes_no_other_line_with_it(tmp_path):
+    between = "".join(f"1,{n},t{n},{n % 2}\n" for n in range(2, 152))
+    path = csv(tmp_path, f'u,t,title,c\n1,1,"say hi,1\n{between}1,200,5" nail,0\n1,201,"a"b,0\n')
+    log = read_clicks(path, card())
+    assert log.rows["text"].tolist() == [*(f"t{n}" for n in range(2, 152)), '5" nail']
+    assert log.report.dropped == {"not a line of the header's fields": 2}
+
+
+def test_a_line_break_in_a_field_costs_its_own_row_only(tmp_path):
+    log = read_clicks(csv(tmp_path, 'u,t,title,c\n1,1,a,1\n2,1,"b\nb",1\n1,2,c,0\n'), card())
+    assert log.rows["text"].tolist() == ["a", "c"]
+    assert log.report.dropped == {"not a line of the header's fields": 2}
+
+
+def test_a_line_that_is_not_utf8_is_dropped_alone(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes("u,t,title,c\n1,1,é,1\n1,2,b,0\n".encode() + b"2,1,\xe9,1\n")
+    log = read_clicks(path, card())
+    assert log.rows["text"].tolist() == ["é", "b"]
+    assert log.report.dropped == {"line not UTF-8": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        (
+            np.array([20, 20.5, np.inf, np.nan, 1e300, 2.0**53 - 1, 2.0**53, -0.0]),
+            ["20", "20.5", "", "", "1e+300", "9007199254740991", "9007199254740992.0", "0"],
+        ),
+        (np.array([20, 0.1], dtype="float32"), ["20", "0.1"]),
+        ([True, None, False], ["True", "", "False"]),
+        (np.array([2**60 + 1, None, -1], dtype="object"), [str(2**60 + 1), "", "-1"]),
+        ([Decimal("2.50"), None], ["2.50", ""]),
+        (
+            np.array(["2024-01-31T10:00:00", "NaT", "2024-01-31T10:00:00.5", "12024-01-31"], dtype="datetime64[ms]"),
+            ["2024-01-31T10:00:00", "", "2024-01-31T10:00:00.5", "12024-01-31T00:00:00"],
+        ),
+        ([datetime.date(2024, 1, 31), None], ["2024-01-31", ""]),
+        ([datetime.time(9, 30), None], ["09:30:00.000000", ""]),
+        (pd.Categorical(["a", None, "a"]), ["a", "", "a"]),
+        (pd.Categorical([2**60 + 1, None]), [str(2**60 + 1), ""]),
+    ],
+)
+def test_each_cell_becomes_text_by_itself(tmp_path, values, texts):
+    path = tmp_path / "log.parquet"
+    frame = pd.DataFrame({"u": "1", "t": range(len(texts)), "title": "a", "c": 1, "age": values})
+    frame.to_parquet(path)
+    log = read_clicks(path, card(context="age"), allow_one_class=True)
+    assert log.rows["context:age"].tolist() == texts
+
+
+def test_odd_values_of_any_parquet_type_spoil_their_own_cell_only(tmp_path):
+    path = tmp_path / "log.parquet"
+    odd = {
+        "day": arrow.array([19_753, 2**31 - 1], arrow.int32()).view(arrow.date32()),
+        "at": arrow.array([34_200_000_000_000, -5], arrow.int64()).view(arrow.time64("ns")),
+        "words": arrow.array([b"ok", b"\xff"]).view(arrow.string()),
+        "shown": arrow.array([1_706_695_200, 2**62], arrow.int64()).view(arrow.timestamp("us", "Asia/Shanghai")),
+    }
+    columns = {"u": ["1", "2"], "t": [1, 2], "title": ["a", "b"], "c": [1, 0], **odd}
+    pq.write_table(arrow.table(columns), path)
+    log = read_clicks(path, card(context=tuple(odd)))
+    contexts = log.rows.filter(like="context:")
+    assert contexts.iloc[0].tolist() == ["2024-01-31", "09:30:00.000000000", "ok", "1970-01-01T00:28:26.6952"]
+    assert contexts["context:words"][1] == ""
+    for name in ("day", "shown"):
+        log = read_clicks(path, card(unit="iso", time=name), allow_one_class=True)
+        assert log.rows["time"].tolist() == [{"day": 1_706_659_200, "shown": 1_706}[name]]
+        assert log.report.dropped == {"time not readable": 1}
+
+
+NOT_ISO = ["now", "today", "1706695200", "2012121012345", "31.1.2024", "0001-01-01T00:00:00+02:00"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "texts", "seconds"),
+    [
+        ("seconds", ["10", " 11 ", "12.9", "1.3e1", "1_4", "１５", "-1", "inf", "x"], [10, 11, 12, 13]),
+        ("milliseconds", ["10000", "11999.9", "2024-01-31", ""], [10, 11]),
+        (
+            "iso",
+            ["1970-01-02", "19700103", "1970-01-04 01:00+01:00", "1970-01-05T00:00:00.123456789Z", *NOT_ISO],
+            [86_400, 172_800, 259_200, 345_600],
+        ),
+    ],
+)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_moments_in_mixed_forms_are_read_one_by_one(tmp_path, unit, texts, seconds, turn):
+    path = csv(tmp_path, "u,t,title,c\n" + "".join(f"1,{text},a,1\n" for text in texts[::turn]))
+    log = read_clicks(path, card(unit=unit), allow_one_class=True)
+    assert log.rows["time"].tolist() == seconds
+
+
+def test_clicks_other_than_0_and_1_cost_their_own_row_even_where_they_are_most(tmp_path):
+    path = csv(tmp_path, "u,t,title,c\n1,1,a,1\n1,2,a,false\n" + "".join(f"2,{n},a,5\n" for n in range(9)))
+    log = read_clicks(path, card())
+    assert log.rows["clicked"].tolist() == [1, 0]
+    assert log.report.dropped == {"click not 0 or 1": 9}
 
 
 # Refusals
@@ -285,14 +393,24 @@ def test_a_byte_order_mark_and_quoted_commas_are_read(tmp_path):
         ("u,t,title,c\n", "holds no rows"),
         ("u,t,c\n1,1,1\n", "no column title; mend the data card; the file has: u, t, c"),
         ("u;t;title;c\n1;1;a;1\n", "separate the fields with commas"),
-        ('u,t,title,c\n1,1,"a,1\n1,2,b,0\n', "not readable as CSV"),
-        ("u,t,title,c\n1,1,a,b,1\n", "every line has more than the header's 4 fields"),
+        ("u\tt\ttitle\tc\n1\t1\ta\t1\n", "separate the fields with commas"),
+        ("u,t,title,c,c\n1,1,a,1,1\n", "column c is there more than once; rename all but one"),
+        ('u,t,"title,c\n1,1,a,1\n', "the first line is not a header"),
+        ("u,t,title,c\n1,1,a,b,1\n1,1,a\n", "none of 2 lines has the header's 4 fields; quote texts"),
         ("u,t,title,c\n1,yesterday,a,1\n2,?,b,0\n", "none of 2 values is a time in Unix seconds"),
         ("u,t,title,c\n1,1706695200000,a,1\n2,1706695200001,b,0\n", 'set time.unit to "milliseconds" or "iso"'),
         ("u,t,title,c\n,1,a,1\n,2,b,0\n", "no row is left: no user: 2"),
         ("u,t,title,c\n1,1,a,1\n1,2,b,1\n", "every row is clicked among 2"),
         ("u,t,title,c\n1,1,a,0\n1,2,b,0\n", "no row is clicked among 2"),
-        ("u,t,title,c\n1,1,a,3\n1,2,b,4.5\n1,3,b,1\n", "numbers from 1 to 4.5, not 0 or 1; set click.threshold"),
+        (
+            "u,t,title,c\n1,1,a,3\n1,2,b,4.5\n",
+            "no row is left: click not 0 or 1: 2; mend the log or the data card; 2 row",
+        ),
+        ("u,t,title,c\n1,1,a,3\n", "1 rows hold clicks other than 0 and 1: if c is a number, set click.threshold"),
+        (
+            "u,t,title,c\n1,1,a,3\n1,2,b,1\n",
+            "every row is clicked among 1; a click model needs both; check the data card",
+        ),
     ],
 )
 def test_unusable_csv_is_refused_with_the_mend(tmp_path, text, message):
@@ -449,3 +567,71 @@ def test_whatever_is_read_passes_the_gate_and_is_accounted_for(tmp_path, lines, 
     assert validate_rows(log.rows) is log.rows
     assert log.report.rows_kept == len(log.rows) >= 1
     assert log.report.rows_read == len(raw) == len(log.rows) + sum(log.report.dropped.values())
+
+
+# What is read of one user's rows never depends on those of another
+
+one_user = st.lists(st.tuples(*[cells] * 7), min_size=1, max_size=6)
+line_bytes = st.one_of(st.binary(max_size=12), st.text('",;\\t01hé', max_size=12).map(str.encode))
+hostile_line = line_bytes.map(lambda tail: b"h," + tail.replace(b"\n", b"").replace(b"\r", b""))
+hostile_numbers = st.one_of(st.none(), st.floats(), st.sampled_from([20.5, 1e300, -0.0, 5.0]))
+honest_numbers = st.sampled_from([None, 0.0, 1.0, 20.0, 2.0**60])
+CARDS = [
+    card(unit=unit, threshold=threshold, user="u", item=item, text=("x", "z"), context=("x", "z"), purchased=bought)
+    for unit in ("seconds", "iso")
+    for threshold in (None, 1.0)
+    for item in ("", "z")
+    for bought in ("", "y")
+]
+
+
+def rows_of_others(path, chosen):
+    """Canonical rows of every user but the hostile "h"; none where nothing is left."""
+    try:
+        rows = read_clicks(path, chosen, allow_one_class=True).rows
+    except DataError as error:
+        if "no row is left" in str(error) or "none of" in str(error):
+            return []
+        raise
+    return rows[rows["user"] != "h"].to_dict("records")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(one_user, st.lists(st.tuples(st.integers(0, 6), hostile_line), max_size=8), st.sampled_from(CARDS))
+def test_no_csv_line_of_one_user_changes_what_is_read_of_another(tmp_path, honest, hostile, chosen):
+    path = tmp_path / "log.csv"
+    text = io.StringIO()
+    pd.DataFrame(honest, columns=list("utxyzcd")).drop(columns="d").to_csv(text, index=False)
+    lines = text.getvalue().encode().splitlines()
+    path.write_bytes(b"\n".join(lines))
+    alone = rows_of_others(path, chosen)
+    for place, line in hostile:
+        lines.insert(1 + min(place, len(honest)), line)
+    path.write_bytes(b"\n".join([*lines, b"h,1706695200,x,,z,1", b"h,2024-01-31,x,,z,1"]))
+    assert rows_of_others(path, chosen) == alone
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(*[honest_numbers] * 4, cells), min_size=1, max_size=6),
+    st.lists(st.tuples(*[hostile_numbers] * 4, cells), max_size=8),
+    st.booleans(),
+    st.sampled_from(CARDS[:8]),
+)
+def test_no_parquet_row_of_one_user_changes_what_is_read_of_another(tmp_path, honest, hostile, first, chosen):
+    path = tmp_path / "log.parquet"
+    numbers = arrow.float64()
+    schema = arrow.schema(
+        {"u": arrow.string(), "t": numbers, "x": arrow.string(), "y": numbers, "z": numbers, "c": numbers}
+    )
+
+    def write(rows):
+        columns = zip(*[(user, t, x, y, z, c) for user, (t, y, z, c, x) in rows], strict=True)
+        arrays = [arrow.array(column, kind.type) for column, kind in zip(columns, schema, strict=True)]
+        pq.write_table(arrow.Table.from_arrays(arrays, schema=schema), path)
+
+    ours, others = [("1", row) for row in honest], [("h", row) for row in hostile]
+    write(ours)
+    alone = rows_of_others(path, chosen)
+    write([*others, *ours] if first else [*ours, *others])
+    assert rows_of_others(path, chosen) == alone
