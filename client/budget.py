@@ -5,8 +5,8 @@ and charge are one act under the ledger's lock, so that two processes cannot bot
 """
 
 from common.config import PrivacyConfig
-from common.errors import BudgetExhausted, ConfigError
-from common.privacy.accounting import MAX_EPSILON, PrivacyStatement, epsilon, privacy_statement
+from common.errors import BudgetExhausted
+from common.privacy.accounting import PrivacyStatement, epsilon, privacy_statement
 from common.privacy.calibrate import affordable_steps
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
@@ -29,16 +29,11 @@ class Budget:
         policy: the partner's own limits; `mode`, `epsilon` and `delta` are read here.
 
     Raises:
-        ConfigError: for an epsilon or delta that no accountant can hold to.
+        ConfigError: for a delta that no accountant can hold to.
     """
 
     def __init__(self, ledger: Ledger, policy: PrivacyConfig) -> None:
         if policy.mode != "none":
-            if policy.epsilon >= MAX_EPSILON:
-                raise ConfigError(
-                    f"privacy.epsilon = {policy.epsilon:g}: a budget is below {MAX_EPSILON:g}, over which nothing is"
-                    ' protected; lower it, or say privacy.mode = "none"'
-                )
             epsilon((), policy.delta)  # refuses a delta out of range now, not in the first round
         self._ledger = ledger
         self._policy = policy

@@ -95,7 +95,8 @@ def _cross_checks(columns: Columns) -> list[str]:
     labels = {columns.clicked: "clicked"} | ({columns.purchased: "purchased"} if columns.purchased else {})
     if len(labels) == 1 and columns.purchased:
         problems.append(f'columns.purchased = "{columns.purchased}": the same column as columns.clicked')
-    for role, names in (("text", columns.text), ("context", columns.context)):
+    single = {role: (getattr(columns, role),) for role in ("user", "time", "item", "slate", "domain")}
+    for role, names in {"text": columns.text, "context": columns.context, **single}.items():
         problems += [
             f'columns.{role} = "{name}": is columns.{labels[name]} too, which gives the answer away; leave it out'
             for name in names

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 budget exhausted, 4 privacy violation f
 import argparse
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import sys
@@ -76,6 +77,15 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty (an unset variable?); name a folder")
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; name a folder")
+    return path
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands; nothing of a command is imported for it."""
     parser = argparse.ArgumentParser(
@@ -97,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help="override one key, such as round.num_rounds=3",
         )
-        sub.add_argument("--out", type=Path, metavar="DIR", help="where results go")
+        sub.add_argument("--out", type=_folder, metavar="DIR", help="where results go")
         sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
         for flag, settings in command.options:
             sub.add_argument(flag, **settings)
@@ -107,6 +117,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; whatever a user can cause ends in one line, without a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a title in a script that the terminal lacks is no failure
     try:
         return _run(argv)
     except HushclickError as error:
@@ -118,8 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except MemoryError:
+        _complain("not enough memory for this configuration: lower its sizes", "--json" in argv, 1)
+        return 1
     except OSError as error:  # a disk that is full, a folder that may not be written to
-        _complain(f"{error.filename or 'the system'}: {error.strerror or error}", "--json" in argv, 1)
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}", False, 1)
         return 1
 
 
@@ -141,7 +157,7 @@ def _run(argv: list[str]) -> int:
     module = importlib.import_module(command.module)
     result = module.command(arguments)
     if arguments.json:
-        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(result) + "\n")
     else:
         module.show(result, arguments)
     return 0

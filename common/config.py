@@ -36,9 +36,9 @@ Partition = Literal["hash", "dominant", "skew"]
 class GeneratorConfig:
     """Size and structure of a generated click log (used where `data.source = "generated"`)."""
 
-    users: Positive = 2000
-    items: Annotated[int, Field(ge=5)] = 600
-    impressions_per_user: Annotated[int, Field(ge=2)] = 24  # mean; the spread is geometric-like
+    users: Annotated[int, Field(ge=1, le=5_000_000)] = 2000
+    items: Annotated[int, Field(ge=5, le=200_000)] = 600
+    impressions_per_user: Annotated[int, Field(ge=2, le=5_000)] = 24  # mean; the spread is geometric-like
     languages: Literal["en", "zh", "both"] = "both"
     domains: Annotated[int, Field(ge=1, le=5)] = 5  # e-commerce, social, news, video, apps: the first so many
     signal: Annotated[float, Field(ge=0, le=10)] = 1.5  # logit weight of a user's planted taste; 0 = nothing to learn
@@ -101,10 +101,12 @@ class PrivacyConfig:
 
     mode: Literal["local", "none"] = "local"  # local = each partner adds the whole noise itself; none = no privacy
     unit: Literal["user"] = "user"  # whose data one clipped gradient holds
-    epsilon: PositiveFloat = 8.0  # the partner's budget; noise is calibrated to it where noise_multiplier is unset
+    epsilon: Annotated[float, Field(gt=0, lt=1000)] = (
+        8.0  # the partner's budget; noise is calibrated to it where noise_multiplier is unset
+    )
     delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5  # well under one over the users of a partner
     noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None  # over clip; unset = calibrated
-    clip: PositiveFloat = 1.0  # L2 bound on one user's gradient
+    clip: Annotated[float, Field(gt=0, le=1e6)] = 1.0  # L2 bound on one user's gradient
     sampling_rate: Rate = 0.25  # each user joins each step with this probability, independently (Poisson)
     max_impressions_per_user: Annotated[int, Field(ge=1, le=4096)] = 32  # random rows of a sampled user per step
     max_local_steps: Positive = 64  # the most steps a round that the partner agrees to
@@ -171,6 +173,10 @@ class Config:
             raise ConfigError("\n".join(problems))
 
 
+_LEAST_SAMPLES = 20
+_LEAST_DELTA = 1e-12
+
+
 def _cross_checks(config: Config) -> list[str]:
     """Returns one line per pair of values that contradict each other."""
     problems = []
@@ -194,6 +200,13 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append(
             f"aggregation.min_partners = {config.aggregation.min_partners}: at most the {cohort} partners of a round;"
             " lower it, or raise data.partners or round.partners_per_round"
+        )
+    if privacy.mode != "none" and privacy.delta < _LEAST_DELTA:
+        problems.append(f"privacy.delta = {privacy.delta:g}: at least {_LEAST_DELTA:g}, below which accountants err")
+    if 0 < config.server.bootstrap_samples < _LEAST_SAMPLES:
+        problems.append(
+            f"server.bootstrap_samples = {config.server.bootstrap_samples}: 0 for no intervals, else at least"
+            f" {_LEAST_SAMPLES}; fewer make no interval"
         )
     if data.source in ("files", "movietweetings") and not data.path:
         problems.append(f'data.path is empty: data.source = "{data.source}" needs it')

@@ -11,8 +11,8 @@ from server.report import write_report
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes the report and returns where it is."""
-    if arguments.set:
-        raise UsageError("report takes no --set: it shows a run as it was")
+    if arguments.set or arguments.out:
+        raise UsageError("report takes neither --set nor --out: it shows a run as it was, in its own folder")
     if not arguments.config.is_dir():
         raise UsageError(f"{arguments.config}: no such run folder")
     return {"report": str(write_report(RunFolder(arguments.config.resolve())))}

@@ -7,17 +7,19 @@ the held-out `DIR/central.parquet`.
 import argparse
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import tomli_w
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from common.card import canonical_card
 from common.clicks import write_clicks
 from common.config import load_config, to_table
-from simulations.partners import PartnerLogs, build_partners
-from simulations.prepare import write_central
+from common.errors import UsageError
+from simulations.partners import PartnerLogs, build_partners, write_central
 from simulations.sources import load_source
 
 _SHOWN = 20
@@ -29,8 +31,15 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     log = load_source(config.data)
     logs = build_partners(log, config.data)
     if arguments.out:
+        _require_free(arguments.out)
         _write(logs, arguments)
     return {"source": config.data.source, "log": asdict(log.report), "partners": dict(logs.report)}
+
+
+def _require_free(folder: Path) -> None:
+    """Refuses a folder that holds a run, or logs of an earlier call: partners of two calls would be mixed."""
+    if (folder / "config.toml").exists() or (folder / "central.parquet").exists() or any(folder.glob("partner*")):
+        raise UsageError(f"--out {folder}: holds a run or earlier logs; give another folder")
 
 
 def _write(logs: PartnerLogs, arguments: argparse.Namespace) -> None:
@@ -48,7 +57,7 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
     facts = Table(title=f"Clicks: {result['source']}", show_header=False)
     for key, value in result["log"].items():
         moment = datetime.fromtimestamp(value, UTC).isoformat(" ") if key in ("first_time", "last_time") else None
-        facts.add_row(key.replace("_", " "), moment or _text(value))
+        facts.add_row(key.replace("_", " "), escape(moment or _text(value)))
     console.print(facts)
     partners = result["partners"]
     sizes = Table(title=f"{partners['partners']} partners by {partners['partition']}, split {partners['split']}")
@@ -68,6 +77,8 @@ def _text(value: Any) -> str:
         return ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) or "none"
     if value is None or value == ():
         return "none"
+    if isinstance(value, tuple):
+        return "; ".join(str(item) for item in value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)

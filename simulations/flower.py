@@ -4,20 +4,21 @@ A SuperLink of the run's own is started on a free loopback port, and `flwr run` 
 `server.app` and `client.app` and holds no code: actors run the installed package. Both end with the run.
 """
 
+import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import HushclickError
 
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
+_END_SECONDS = 10.0
 
 _APP = """[project]
 name = "hushclick-run"
@@ -76,7 +77,7 @@ def run_in_flower(
                 [
                     *(str(programs / "flwr"), "run", str(app), "own", "--stream"),
                     *("--federation-config", federation),
-                    *("--run-config", f'run-folder="{run_folder}"'),
+                    *("--run-config", f"run-folder={json.dumps(str(run_folder))}"),
                 ],
                 env=environment,
                 stdout=log,
@@ -106,12 +107,30 @@ def _superlink(environment: dict[str, str], scratch: str, log: int) -> Iterator[
         _wait_for(port, process)
         yield f"127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        _end_all(environment["FLWR_HOME"])
+        process.wait()
+
+
+def _end_all(home: str) -> None:
+    """Ends every process of this run, and waits: Flower and Ray start theirs in sessions of their own.
+
+    They are known by the FLWR_HOME that only this run has. A simulation that went on after a Ctrl-C would go on
+    spending budgets.
+    """
+    import psutil  # comes with Flower's simulation extra
+
+    def of_this_run(process: "psutil.Process") -> bool:
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            return process.environ().get("FLWR_HOME") == home
+        except (psutil.Error, OSError):
+            return False
+
+    for end in ("terminate", "kill"):
+        found = [process for process in psutil.process_iter() if of_this_run(process)]
+        for process in found:
+            with suppress(psutil.Error):
+                getattr(process, end)()
+        psutil.wait_procs(found, timeout=_END_SECONDS)
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:

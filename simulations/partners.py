@@ -14,6 +14,7 @@ Letters: N = rows, U = users, P = partners.
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,3 +184,9 @@ def _report(log: ClickLog, config: DataConfig, split: SplitRows, training: list[
         "rows_tested": int(split.test_N.sum()),
         "rows_dropped": dict(log.report.dropped),
     }
+
+
+def write_central(central: pd.DataFrame, path: Path) -> None:
+    """Writes the held-out log with its evaluation columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    central.to_parquet(path, index=False)

@@ -19,7 +19,7 @@ from common.config import Config, dump_config, to_table
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
 from common.textstates import TextStates, default_cache_dir
-from simulations.partners import PartnerLogs, build_partners
+from simulations.partners import PartnerLogs, build_partners, write_central
 from simulations.sources import load_source
 from simulations.spending import with_noise
 
@@ -93,9 +93,3 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
 def declared(users: int) -> int:
     """Returns what a simulated partner publishes as its size: the count to two significant digits."""
     return int(float(f"{users:.2g}"))
-
-
-def write_central(central: pd.DataFrame, path: Path) -> None:
-    """Writes the held-out log with its evaluation columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    central.to_parquet(path, index=False)

@@ -7,7 +7,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from client.app import app as client_app
 from client.app import forget_workers
-from common.config import Config, load_config
+from common.config import Config, load_config, to_table
 from common.errors import BudgetExhausted, CheckpointError, HushclickError, Stopped, UsageError
 from common.runfolder import RunFolder, write_json
 from server.app import app as server_app
@@ -39,7 +40,12 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = RunFolder(arguments.out.resolve())
     config = load_config(arguments.config, arguments.set)
     console = Console(stderr=True)
-    return simulate(config, folder, console, resume=arguments.resume, engine=arguments.engine)
+    try:
+        return simulate(config, folder, console, resume=arguments.resume, engine=arguments.engine)
+    except BudgetExhausted:
+        if not arguments.json:
+            show(read_metrics(folder), arguments)  # it ended early, with a model
+        raise
 
 
 def simulate(
@@ -76,7 +82,9 @@ def _simulate(config: Config, folder: RunFolder, console: Console, resume: bool,
         trained = time.monotonic()
         metrics = read_metrics(folder)
         floors = compute_floors(config, folder, progress.floor)
-    metrics |= {"title": config.output.title, "floors": floors, "privacy": privacy_facts(config, folder)}
+    contributions = sum(record["contributed"] for record in metrics["rounds"])
+    privacy = privacy_facts(config, folder, contributions)
+    metrics |= {"title": config.output.title, "floors": floors, "privacy": privacy}
     _add_epsilon(config, folder, metrics)
     metrics["data"] = prepared["data"]
     if config.privacy.mode != "none":
@@ -93,11 +101,30 @@ def _simulate(config: Config, folder: RunFolder, console: Console, resume: bool,
         write_report(folder)
     if stopped:
         raise stopped
+    _complain_of_failed_rounds(metrics["rounds"], console)
     return metrics
 
 
+def _complain_of_failed_rounds(rounds: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Says how many rounds were not aggregated; none at all is a failure of the run.
+
+    Raises:
+        HushclickError: when no round was aggregated, so that the final model is the first one.
+    """
+    failed = [record for record in rounds if record.get("error")]
+    if not failed:
+        return
+    reasons = sorted({reason for record in failed for reason in record.get("failures", {}).values()})
+    text = f"{len(failed)} of {len(rounds)} rounds were not aggregated: {'; '.join(reasons[:3]) or failed[0]['error']}"
+    if len(failed) == len(rounds):
+        raise HushclickError(f"{text}; the model is as it was at the start")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _require_fresh(folder: RunFolder) -> None:
-    if folder.config.exists() or folder.checkpoint.exists():
+    # Prepared, yet nothing was asked of a partner: it is simply prepared again.
+    untouched = not folder.checkpoint.exists() and not any(folder.ledgers.glob("*.jsonl"))
+    if not untouched or folder.metrics.exists():
         raise UsageError(f"{folder.root} already holds a run: add --resume to go on with it, or give another --out")
 
 
@@ -108,17 +135,31 @@ def _resumed(config: Config, folder: RunFolder) -> tuple[Config, dict[str, Any]]
     own = load_config(folder.config)
     if with_noise(config) != own:
         raise CheckpointError(
-            f"{folder.config} differs from the configuration given: resume with the same TOML and --set values,"
-            f" or with {folder.config} itself"
+            f"{folder.config} differs from the configuration given ({', '.join(_differing(with_noise(config), own))}):"
+            f" resume with the same TOML and --set values, or with {folder.config} itself"
         )
-    return own, json.loads(folder.preparation.read_text(encoding="utf-8"))
+    try:
+        prepared = json.loads(folder.preparation.read_text(encoding="utf-8"))
+        return own, {"data": dict(prepared["data"]), "timings": dict(prepared["timings"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder.preparation}: missing or damaged; start again in another folder") from None
+
+
+def _differing(one: Config, other: Config) -> list[str]:
+    """Returns the keys, as table.key, in which two configurations differ."""
+    first, second = to_table(one), to_table(other)
+    return [
+        f"{table}.{key}"
+        for table in first
+        for key in sorted(first[table].keys() | second[table].keys())
+        if first[table].get(key) != second[table].get(key)
+    ]
 
 
 def _run_apps(config: Config, folder: RunFolder, engine: str) -> BudgetExhausted | None:
     """Runs the deployed apps to the last round; returns why they ended early, if they did."""
     if engine == "flower":
-        _run_flower(config, folder)
-        return None
+        return _run_flower(config, folder)
     run_config = {"run-folder": str(folder.root)}
     try:
         with InProcessGrid(client_app, config.data.partners, run_config, config.output.jobs) as grid, _ctrl_c(grid):
@@ -150,12 +191,14 @@ def _ctrl_c(grid: InProcessGrid) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run_flower(config: Config, folder: RunFolder) -> None:
+def _run_flower(config: Config, folder: RunFolder) -> BudgetExhausted | None:
     folder.metrics.unlink(missing_ok=True)  # Flower ends with 0 when a run fails: what counts is what the server wrote
     log_path = folder.root / "flower.log"
     run_in_flower(config.data.partners, folder.root, log_path)
     if not folder.metrics.exists():
         raise HushclickError(f"the run failed inside Flower; its log is {log_path}")
+    reason = read_metrics(folder)["stopped"]
+    return BudgetExhausted(reason) if reason else None
 
 
 def read_metrics(folder: RunFolder) -> dict[str, Any]:
@@ -171,8 +214,13 @@ def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Prints the table at the end of a run, and where everything lies."""
     console = Console()
     console.print(summary_table(metrics))
-    console.print(metrics["privacy"]["sentence"], highlight=False)
-    console.print(f"Report: {RunFolder(arguments.out.resolve()).report}", highlight=False, soft_wrap=True)
+    dropped = metrics["data"].get("rows_dropped") or {}
+    if dropped:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        console.print(f"Rows dropped: {reasons}", markup=False, highlight=False)
+    console.print(metrics["privacy"]["sentence"], markup=False, highlight=False)
+    report = RunFolder(arguments.out.resolve()).report
+    console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 
 _SHORT = {"logistic_regression_item_means": "LR with item means"}
@@ -180,7 +228,7 @@ _SHORT = {"logistic_regression_item_means": "LR with item means"}
 
 def summary_table(metrics: dict[str, Any]) -> Table:
     """Returns the model and its floors, best AUC first."""
-    table = Table(title=f"{metrics['title']}: the final model beside its floors", box=SIMPLE_HEAD)
+    table = Table(title=f"{escape(metrics['title'])}: the final model beside its floors", box=SIMPLE_HEAD)
     for column in ("", "AUC", "95 % interval", "log loss", "NE", "private"):
         table.add_column(column, justify="left" if column in ("", "private") else "right", no_wrap=True)
     private = "no" if metrics["privacy"]["mode"] == "none" else "yes"

@@ -8,6 +8,7 @@ from typing import Any
 
 from client.worker import training_event
 from common.config import Config
+from common.errors import LedgerError
 from common.privacy.accounting import epsilon, privacy_statement
 from common.privacy.calibrate import calibrate_noise
 from common.privacy.events import DpEvent
@@ -81,9 +82,24 @@ def more_users(config: Config, num_parameters: int, users_per_partner: Sequence[
     )
 
 
-def privacy_facts(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Returns the `privacy` part of metrics.json: the largest epsilon of any partner, said in full."""
+def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict[str, Any]:
+    """Returns the `privacy` part of metrics.json: the largest epsilon of any partner, said in full.
+
+    Args:
+        config: of the run.
+        folder: where the ledgers are.
+        contributions: updates that the server took in all rounds: there cannot be fewer reservations.
+
+    Raises:
+        LedgerError: when the ledgers hold fewer: they were removed or replaced.
+    """
     spent = read_ledgers(config, folder)
+    recorded = sum(len(events) for events in spent.values())
+    if recorded < contributions:
+        raise LedgerError(
+            f"{folder.ledgers}: the ledgers hold {recorded} releases and the server took {contributions} updates:"
+            " ledgers were removed or replaced, and no epsilon can be stated; restore them"
+        )
     privacy = config.privacy
     if privacy.mode == "none":
         return {
