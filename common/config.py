@@ -173,9 +173,6 @@ class Config:
             raise ConfigError("\n".join(problems))
 
 
-_LEAST_SAMPLES = 20
-
-
 def _cross_checks(config: Config) -> list[str]:
     """Returns one line per pair of values that contradict each other."""
     problems = []
@@ -199,11 +196,6 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append(
             f"aggregation.min_partners = {config.aggregation.min_partners}: at most the {cohort} partners of a round;"
             " lower it, or raise data.partners or round.partners_per_round"
-        )
-    if 0 < config.server.bootstrap_samples < _LEAST_SAMPLES:
-        problems.append(
-            f"server.bootstrap_samples = {config.server.bootstrap_samples}: 0 for no intervals, else at least"
-            f" {_LEAST_SAMPLES}; fewer make no interval"
         )
     if data.source in ("files", "movietweetings") and not data.path:
         problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
