@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME ...] [--out DIR] [--quick]`: measures, prints tables, writes DIR/NAME.json."""
+"""`python -m benchmarks [NAME ...] [--out DIR] [--quick]`: measures, prints tables, writes DIR/NAME.json.
+
+Quality of some parts only (`--only PART`) is written to DIR/quality-PART.json.
+"""
 
 import os
 
@@ -51,12 +54,13 @@ def run(name: str, given: argparse.Namespace) -> None:
         "total_seconds": time.monotonic() - started,
         **result,
     }
-    write_result(given.out / f"{name}.json", jsonable(result))
-    console = Console(width=170)
+    path = given.out / ("-".join([name, *(given.only if name == "quality" else ())]) + ".json")
+    write_result(path, jsonable(result))
+    console = Console(width=200)
     for table in benchmark.tables(result):
         console.print(table)
     cores, cpu, gpu = machine["cores"], machine["cpu"], machine["gpu"] or "no GPU"
-    console.print(f"{cpu}, {cores} cores, {gpu}; {result['total_seconds']:.0f} s; {given.out / f'{name}.json'}\n")
+    console.print(f"{cpu}, {cores} cores, {gpu}; {result['total_seconds']:.0f} s; {path}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

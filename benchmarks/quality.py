@@ -48,8 +48,9 @@ HOW_CHOSEN = (
     " (generated clicks), not on the rows scored here."
 )
 _NEVER = 10**6
-# With more users a step can be smaller a share of them, and a budget affords more steps.
-_MANY_USERS = ("round.num_rounds=20", "round.local_steps=4", "round.learning_rate=0.02", "privacy.sampling_rate=0.1")
+# With more users a step can be a smaller share of them, and a budget affords more steps.
+_MANY_PLAIN = ("privacy.sampling_rate=0.05",)
+_MANY_PRIVATE = ("round.num_rounds=20", "round.local_steps=4", "round.learning_rate=0.02", "privacy.sampling_rate=0.1")
 _LR, _LR_ITEM = "logistic_regression", "logistic_regression_item_means"
 _QUICK_USERS = 120
 _QUICK_SET = (
@@ -127,9 +128,10 @@ def _generated(options: Options) -> Iterator[Case]:
         many = users == SIZES[-1]
         seeds = SEEDS[:1] if many else SEEDS  # two minutes a run: intervals tell more than seeds there
         size, plain = f"data.generator.users={users}", f"{users:,} users, federated"
-        yield Case("generated", plain, CONFIGS / "generated.toml", (size,), pooled=many, seeds=seeds)
+        steps = _MANY_PLAIN if many else ()
+        yield Case("generated", plain, CONFIGS / "generated.toml", (size, *steps), pooled=many, seeds=seeds)
         for epsilon in (8.0, 2.0) if many else (8.0,):
-            given = (size, f"privacy.epsilon={epsilon}", *(_MANY_USERS if many else ()))
+            given = (size, f"privacy.epsilon={epsilon}", *(_MANY_PRIVATE if many else ()))
             label, config = f"{users:,} users, epsilon {epsilon:g}", CONFIGS / "generated_private.toml"
             yield Case("generated", label, config, given, against=plain, seeds=seeds)
 
@@ -249,7 +251,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     found = []
     for title, cases in (("Real clicks", real), ("Generated clicks", generated)):
         if cases:
-            found.append(_table(f"{title}, {result['scored']} rows, time split 80/20, 6 partners", cases))
+            found.append(_table(f"{title}, {result['scored']} rows, time split 80/20", cases))
             found[-1].caption = (
                 "AUC: median (min to max) over seeds. Intervals: 95 %, users resampled (in pairs for differences), for"
                 f" the seed of median AUC. {result['how_settings_were_chosen']}"
