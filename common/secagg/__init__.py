@@ -1,0 +1,1 @@
+"""Secure aggregation: the server learns the sum of the partners' contributions and nothing else (docs/PROTOCOL.md)."""
