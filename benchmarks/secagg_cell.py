@@ -24,6 +24,7 @@ import numpy.typing as npt
 NUM_MASKS = 10
 COLLUDERS = 1  # for which thresholds are made, on every engine that has one
 VALUE_BOUND = 0.5
+_WARM = 2**16
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
@@ -114,7 +115,7 @@ class Elsewhere:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         context = multiprocessing.get_context("fork")
         self._here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, function), daemon=True)
+        self._process = context.Process(target=_serve, args=(there, self._here, function), daemon=True)
         self._process.start()
         there.close()
 
@@ -131,7 +132,8 @@ class Elsewhere:
         return self._here.recv()
 
 
-def _serve(connection: Any, function: Callable[[Any], Any]) -> None:
+def _serve(connection: Any, other_end: Any, function: Callable[[Any], Any]) -> None:
+    other_end.close()  # else its end would never be seen here
     while True:
         try:
             request = connection.recv()
@@ -155,9 +157,10 @@ def check_close(found: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float,
 
 
 def run_cell(cell: Cell) -> list[dict[str, Any]]:
-    """Returns CPU seconds, peak bytes and the engine's own facts for each run; a tiny run before loads what is lazy."""
+    """Returns CPU seconds, peak bytes and the engine's own facts for each run; a small run before loads what is lazy."""
     work = importlib.import_module(f"benchmarks.secagg_{cell.engine}").KINDS[cell.kind]
-    work(replace(cell, length=256, partners=min(cell.partners, 4), dropped=min(cell.dropped, 1)), Meter())
+    small = replace(cell, length=min(cell.length, _WARM), partners=min(cell.partners, 4), dropped=min(cell.dropped, 1))
+    work(small, Meter())
     runs = []
     for _ in range(cell.runs):
         meter = Meter()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tenseal as ts
+import tenseal as ts  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 from benchmarks.secagg_cell import Cell, Meter, check_close, update
 

@@ -19,7 +19,7 @@ from flwr.common import Code, FitIns, FitRes, Parameters, Status, ndarrays_to_pa
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import encrypt, generate_shared_key
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen, share_keys_plaintext_concat
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto, recorddict_to_proto
 from flwr.compat.common import recorddict_compat as compat
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.server import LegacyContext
@@ -89,7 +89,7 @@ def client(cell: Cell, meter: Meter) -> dict[str, float]:
         message = _over_the_wire(Message(content, dst_node_id=party.node, message_type="train"))
         with meter.counting():
             reply = party.answer(message)
-        uploads.append(len(_to_wire(reply)))
+        uploads.append(len(recorddict_to_proto(reply.content).SerializeToString()))
         return reply.content.config_records[RECORD_KEY_CONFIGS]
 
     meter.start()
@@ -235,7 +235,7 @@ def _become_server() -> None:
 
 
 def _to_wire(message: Message) -> bytes:
-    return message_to_proto(message).SerializeToString()
+    return bytes(message_to_proto(message).SerializeToString())
 
 
 def _from_wire(message: bytes) -> Message:

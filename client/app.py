@@ -18,6 +18,21 @@ from client.worker import Worker
 from common.errors import BudgetExhausted, HushclickError, ProtocolError
 from common.messages import BUDGET_EXHAUSTED, REFUSED, CatalogueTask, JoinTask, StatisticsTask, TrainTask
 from common.runfolder import RunFolder
+from common.stage_messages import (
+    AdvertiseTask,
+    Ahead,
+    ConfirmTask,
+    MaskTask,
+    RevealTask,
+    ShareTask,
+    UnmaskTask,
+    stage_of,
+    stage_record,
+    take_ahead,
+    upload_record,
+    with_ahead,
+    without_stage,
+)
 
 app = ClientApp()
 log = logging.getLogger("hushclick.partner")
@@ -67,8 +82,60 @@ def catalogue(message: Message, context: Context) -> Message:
 
 @app.train("update")
 def update(message: Message, context: Context) -> Message:
-    """Trains for one round and gives the contribution."""
+    """Trains for one round and gives the contribution, unmasked: only for partners whose method is plain."""
     return _answer(message, context, lambda worker, body: worker.train(TrainTask.from_record(body)).to_record())
+
+
+@app.query("advertise")
+def advertise(message: Message, context: Context) -> Message:
+    """Stage 0 of secure aggregation: gives fresh keys."""
+    return _answer(message, context, lambda worker, body: stage_record(worker.prepare(stage_of(AdvertiseTask, body))))
+
+
+@app.query("reveal")
+def reveal(message: Message, context: Context) -> Message:
+    """Stage 0b: gives the coin."""
+    return _answer(message, context, lambda worker, body: stage_record(worker.prepare(stage_of(RevealTask, body))))
+
+
+@app.query("share")
+def share(message: Message, context: Context) -> Message:
+    """Stage 1: gives sealed shares."""
+    return _answer(message, context, lambda worker, body: stage_record(worker.prepare(stage_of(ShareTask, body))))
+
+
+@app.train("mask")
+def mask(message: Message, context: Context) -> Message:
+    """Stage 2: trains for one round and gives the contribution, masked."""
+
+    def give(worker: Worker, body: RecordDict) -> RecordDict:
+        task, work = stage_of(MaskTask, body, alone=False), TrainTask.from_record(without_stage(body))
+        return upload_record(*worker.mask(task, work))
+
+    return _answer(message, context, give)
+
+
+@app.query("mask")
+def mask_statistics(message: Message, context: Context) -> Message:
+    """Stage 2: gives exact item counts, masked, where privacy is off."""
+
+    def give(worker: Worker, body: RecordDict) -> RecordDict:
+        task, work = stage_of(MaskTask, body, alone=False), StatisticsTask.from_record(without_stage(body))
+        return upload_record(*worker.mask(task, work))
+
+    return _answer(message, context, give)
+
+
+@app.query("confirm")
+def confirm(message: Message, context: Context) -> Message:
+    """Stage 3: signs who survives."""
+    return _answer(message, context, lambda worker, body: stage_record(worker.confirm(stage_of(ConfirmTask, body))))
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Stage 4: gives shares of what is needed to strip the masks of the sum."""
+    return _answer(message, context, lambda worker, body: stage_record(worker.unmask(stage_of(UnmaskTask, body))))
 
 
 def _answer(message: Message, context: Context, ask: Callable[[Worker, RecordDict], RecordDict]) -> Message:
@@ -76,7 +143,9 @@ def _answer(message: Message, context: Context, ask: Callable[[Worker, RecordDic
     try:
         run_folder, number = context.run_config["run-folder"], context.node_config["partition-id"]
         worker = worker_at(RunFolder(Path(str(run_folder))).partner(int(number)))
-        return Message(ask(worker, message.content), reply_to=message)
+        task, ahead = take_ahead(message.content)
+        answer = ask(worker, task)
+        return Message(answer if ahead is None else _with_next(worker, answer, ahead), reply_to=message)
     except BudgetExhausted as error:
         log.warning("%s", error)  # what is spent and what is allowed is the partner's own business
         return Message(Error(BUDGET_EXHAUSTED, "this partner's privacy budget is exhausted"), reply_to=message)
@@ -88,3 +157,12 @@ def _answer(message: Message, context: Context, ask: Callable[[Worker, RecordDic
         return Message(Error(REFUSED, text), reply_to=message)
     except Exception as error:  # whatever it says may hold data: only its kind leaves
         return Message(Error(REFUSED, f"internal error: {type(error).__name__}"), reply_to=message)
+
+
+def _with_next(worker: Worker, answer: RecordDict, ahead: Ahead) -> RecordDict:
+    """Returns the answer with that to the next round's stage; a refusal of the next round does not touch this one."""
+    try:
+        return with_ahead(answer, worker.prepare(ahead))
+    except HushclickError as error:
+        log.warning("next round: %s", error)
+        return answer

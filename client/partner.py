@@ -5,7 +5,7 @@ Nothing here comes from the server, and nothing that the server sends can change
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import Field
@@ -13,6 +13,32 @@ from pydantic.dataclasses import dataclass
 
 from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
 from common.errors import ConfigError
+from common.secagg.parameters import Policy
+
+
+@dataclass(frozen=True, config=STRICT)
+class PartnerAggregation:
+    """What this partner allows when contributions are summed; a server that asks for less is refused."""
+
+    method: Literal["secure", "plain"] = "secure"  # secure = a plain update never leaves
+    colluders: Annotated[int, Field(ge=0)] = 1  # partners that may collude with the server; all partners state the same
+    least_participants: Annotated[int, Field(ge=3)] = 3
+    least_threshold: Annotated[int, Field(ge=2)] = 2
+    least_bits: Annotated[int, Field(ge=8, le=28)] = 12
+    most_bits: Annotated[int, Field(ge=8, le=28)] = 28
+    most_clip: Annotated[float, Field(gt=0, le=1e6)] = 1e6  # bound on one coordinate of a weighted update
+    round_secrets: Literal["memory", "disk"] = "memory"  # disk = sealed in the state folder; survives a restart
+
+    def policy(self) -> Policy:
+        """Returns the bounds as the protocol takes them."""
+        return Policy(
+            self.colluders,
+            self.least_participants,
+            self.least_threshold,
+            self.least_bits,
+            self.most_bits,
+            self.most_clip,
+        )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -25,8 +51,11 @@ class PartnerConfig:
     ledger: str  # append-only privacy ledger
     state: str  # folder for the last contribution sent, so that a retry never draws fresh noise
     declared_users: Positive  # published; the divisor of steps and the partner's weight, never read off the data
+    identity: str = ""  # this partner's signing key (PEM); needed where aggregation.method = "secure"
+    roster: str = ""  # all partners' names and public keys, agreed among partners; the server does not vouch for it
     model: ModelConfig = field(default_factory=ModelConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    aggregation: PartnerAggregation = field(default_factory=PartnerAggregation)
 
     def __post_init__(self) -> None:
         if self.privacy.mode != "none" and self.privacy.noise_multiplier is None:
@@ -34,6 +63,8 @@ class PartnerConfig:
                 f"{self.name}: privacy.noise_multiplier is unset; a partner states its own noise"
                 f' (privacy.mode = "{self.privacy.mode}")'
             )
+        if self.aggregation.method == "secure" and not (self.identity and self.roster):
+            raise ConfigError(f'{self.name}: identity or roster is unset; aggregation.method = "secure" needs both')
         if self.privacy.mode != "none" and self.model.item_rates != "none":
             raise ConfigError(f"{self.name}: model.item_rates needs exact counts, which are not private")
 
@@ -41,8 +72,8 @@ class PartnerConfig:
 def load_partner(path: Path) -> PartnerConfig:
     """Returns a partner's configuration with absolute paths, or raises `ConfigError`."""
     table = read_toml(path)
-    for key in ("clicks", "card", "ledger", "state"):
-        if isinstance(table.get(key), str):
+    for key in ("clicks", "card", "ledger", "state", "identity", "roster"):
+        if isinstance(table.get(key), str) and table[key]:
             table[key] = str((path.parent / table[key]).resolve())
     return parse_table(PartnerConfig, table)
 

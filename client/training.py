@@ -68,13 +68,19 @@ class Randomness:
     def __init__(self, fixed_seed: int | None, partner: str, round_number: int) -> None:
         self.sampling = np.random.default_rng(_seed_words(fixed_seed, partner, round_number, "sampling"))
         self.noise = np.random.default_rng(_seed_words(fixed_seed, partner, round_number, "noise"))
+        # Decides only to which of two neighbours on the grid of secure aggregation a coordinate is rounded.
+        self.rounding_key = _seed_bytes(fixed_seed, partner, round_number, "rounding")
 
 
 def _seed_words(fixed_seed: int | None, *labels: object) -> list[int]:
     """Returns 256 bits for one purpose; equal seeds at two partners still give unrelated streams."""
-    labelled = hashlib.sha256(repr((fixed_seed, *labels)).encode()).digest()
-    digest = os.urandom(32) if fixed_seed is None else labelled
+    digest = _seed_bytes(fixed_seed, *labels)
     return [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 32, 4)]
+
+
+def _seed_bytes(fixed_seed: int | None, *labels: object) -> bytes:
+    labelled = hashlib.sha256(repr((fixed_seed, *labels)).encode()).digest()
+    return os.urandom(32) if fixed_seed is None else labelled
 
 
 def train_privately(

@@ -6,8 +6,6 @@ socket. Whatever it is asked, it answers from its own configuration: noise, samp
 Legend: D parameters, T distinct texts, E text width.
 """
 
-import fcntl
-import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -20,17 +18,19 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from client.budget import Budget
+from client.identity import load_identity
+from client.participant import Participant
 from client.partner import PartnerConfig
+from client.roundstore import MemoryRoundStore, SealedRoundStore
+from client.sent import SentFile, exclusive
 from client.training import DpStep, Randomness, require_in_bounds, train_privately
 from common.card import DataCard, load_card
 from common.clicks import read_clicks
 from common.config import ModelConfig, PrivacyConfig
 from common.contribution import LocalDelta
-from common.errors import LedgerError, ProtocolError
+from common.errors import BudgetExhausted, ConfigError, ProtocolError
 from common.features import UserRows, count_items, featurise
 from common.messages import (
     CatalogueTask,
@@ -46,7 +46,24 @@ from common.pretrained import Pretrained, locate
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.runfolder import write_atomically
+from common.secagg.checks import Member
+from common.secagg.coding import Coding, encode, require_codable
+from common.secagg.roster import load_roster
 from common.sharedstates import shared_table
+from common.stage_messages import (
+    Advertised,
+    AdvertiseTask,
+    Ahead,
+    Coin,
+    Confirmation,
+    ConfirmTask,
+    MaskTask,
+    Revealed,
+    RevealTask,
+    ShareTask,
+    UnmaskTask,
+    Upload,
+)
 from common.textstates import TextStates, default_cache_dir
 from common.vector import layout_fingerprint, write_vector
 
@@ -77,21 +94,20 @@ class Worker:
         self._card: DataCard = load_card(Path(config.card))
         self._loaded: UserRows | None = None
         self._loading, self._training = threading.Lock(), threading.Lock()
+        self._participant, self._roster_hash = _participant(config)
 
     def join(self, _task: JoinTask) -> JoinReply:
         """Returns who this partner is, and the layout of the model that it would train."""
         self._data()  # a log that cannot be read is said now, not in the first round
         fingerprint = layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
-        return JoinReply(self.config.name, self.config.declared_users, fingerprint, self._has_purchases)
+        return JoinReply(
+            self.config.name, self.config.declared_users, fingerprint, self._has_purchases, self._roster_hash
+        )
 
     def statistics(self, task: StatisticsTask) -> StatisticsReply:
         """Returns exact clicks and impressions per catalogue item; refused wherever privacy is on."""
-        if self.config.privacy.mode != "none" or self.config.model.item_rates != "exact":
-            raise ProtocolError("exact item counts are not private; this partner does not give them")
-        counts = count_items(self._rows())
-        return StatisticsReply(
-            np.array([counts.get(item, (0.0, 0.0)) for item in task.catalogue]).T.reshape(2, -1).copy()
-        )
+        self._require_plain()
+        return StatisticsReply(self._item_counts(task))
 
     def catalogue(self, task: CatalogueTask) -> None:
         """Takes over the summed item counts as features of the coming rounds."""
@@ -109,18 +125,97 @@ class Worker:
             BudgetExhausted: before any data is touched, when the round would exceed the partner's budget.
             ProtocolError: for another layout, too many local steps, or a round that was answered for another model.
         """
+        self._require_plain()
         self._check(task)
-        with self._training:
+        with self._alone():
             return TrainReply(task.round, LocalDelta(self._contribution(task), task.weight))
+
+    def prepare(self, task: Ahead) -> Ahead:
+        """Returns the answer to a stage before MASK, of this round or of the next.
+
+        Raises:
+            BudgetExhausted: where the budget does not hold the round to come: better now than after its peers trained.
+            ProtocolError: whatever `Participant` refuses.
+        """
+        with self._alone():
+            if isinstance(task, AdvertiseTask):
+                self._require_affordable(task)
+                return Advertised(self._secure.advertise(task.session).to_bytes())
+            if isinstance(task, RevealTask):
+                return Coin(self._secure.reveal(task))
+            if isinstance(task, ShareTask):
+                return self._secure.share(task)
+        raise ProtocolError(f"a {type(task).__name__} asks nothing of a partner")
+
+    def mask(self, task: MaskTask, work: TrainTask | StatisticsTask) -> tuple[list[bytes], Upload]:
+        """Returns the masked contribution to a round: pieces of little-endian uint32, and what ends them.
+
+        All that the server says is checked before the budget is asked; only then is data touched.
+
+        Raises:
+            BudgetExhausted, ProtocolError: as `train`, and whatever `Participant` refuses.
+        """
+        _require_one_task(task, work)
+        coding = Coding(task.bits, task.clip)
+        with self._alone():
+            opened = self._secure.open(task, *work.hashes())
+            value_D: NDArray[Any]
+            if isinstance(work, StatisticsTask):
+                key, value_D = bytes(32), self._item_counts(work).astype(np.int64).reshape(-1)
+            else:
+                self._check(work)
+                key, value_D = self._randomness(work.round).rounding_key, self._contribution(work)
+            if self.config.privacy.mode == "none":
+                require_codable(value_D, task.weight, coding)
+            return self._secure.upload(opened, encode(value_D, task.weight, coding, key))
+
+    def confirm(self, task: ConfirmTask) -> Confirmation:
+        """Returns this partner's signature over the survivors."""
+        with self._alone():
+            return Confirmation(self._secure.confirm(task))
+
+    def unmask(self, task: UnmaskTask) -> Revealed:
+        """Returns this partner's shares of what is needed to strip the masks; the round is then final here."""
+        with self._alone():
+            return self._secure.unmask(task)
+
+    @property
+    def _secure(self) -> Participant:
+        if self._participant is None:
+            raise ProtocolError("this partner takes no part in secure aggregation (its aggregation.method is plain)")
+        return self._participant
+
+    def _require_plain(self) -> None:
+        if self._participant is not None:
+            raise ProtocolError("this partner gives nothing unmasked (its aggregation.method is secure)")
+
+    def _require_affordable(self, task: AdvertiseTask) -> None:
+        session, sent = task.session, SentFile(Path(self.config.state), task.session.run_id)
+        if task.local_steps == 0 or sent.last_round == session.round:  # nothing to pay, or paid already
+            return
+        self._require_steps(task.local_steps)
+        event = training_event(self.config.privacy, session.run_id, session.round, session.attempt, task.local_steps)
+        if self._budget.affordable_rounds(event) == 0:
+            raise BudgetExhausted(f"round {session.round}: {task.local_steps} more steps do not fit the budget")
+
+    def _require_steps(self, steps: int) -> None:
+        limit = self.config.privacy.max_local_steps
+        if steps < 1 or (self.config.privacy.mode != "none" and steps > limit):
+            raise ProtocolError(f"local_steps = {steps}: this partner allows 1 to {limit}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds this partner's state against other threads and processes."""
+        with self._training, exclusive(Path(self.config.state)):
+            yield
 
     def _contribution(self, task: TrainTask) -> NDArray[np.float32]:
         """Returns the update of this round: what was sent before, or a reserved, trained and persisted new one."""
-        with _exclusive(Path(self.config.state)):
-            sent = _SentFile(Path(self.config.state), task.run_id)
-            earlier_D = sent.reuse(task)
-            return self._new_contribution(task, sent) if earlier_D is None else earlier_D
+        sent = SentFile(Path(self.config.state), task.run_id)
+        earlier_D = sent.reuse(task)
+        return self._new_contribution(task, sent) if earlier_D is None else earlier_D
 
-    def _new_contribution(self, task: TrainTask, sent: "_SentFile") -> NDArray[np.float32]:
+    def _new_contribution(self, task: TrainTask, sent: "SentFile") -> NDArray[np.float32]:
         event = training_event(self.config.privacy, task.run_id, task.round, task.attempt, task.plan.local_steps)
         reservation = self._budget.reserve(event)
         update_D = self._train(task)
@@ -129,9 +224,7 @@ class Worker:
         return update_D
 
     def _check(self, task: TrainTask) -> None:
-        limit = self.config.privacy.max_local_steps
-        if self.config.privacy.mode != "none" and task.plan.local_steps > limit:
-            raise ProtocolError(f"local_steps = {task.plan.local_steps}: this partner allows at most {limit}")
+        self._require_steps(task.plan.local_steps)
         own = layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
         if task.fingerprint != own:
             raise ProtocolError(
@@ -151,8 +244,20 @@ class Worker:
             max_rows=privacy.max_impressions_per_user,
             expected_users=privacy.sampling_rate * self.config.declared_users,
         )
-        randomness = Randomness(privacy.fixed_seed, self.config.name, task.round)
-        return train_privately(self._model(), task.model_D, self._data(), task.plan, step, randomness)
+        return train_privately(self._model(), task.model_D, self._data(), task.plan, step, self._randomness(task.round))
+
+    def _randomness(self, round_number: int) -> Randomness:
+        return Randomness(self.config.privacy.fixed_seed, self.config.name, round_number)
+
+    def _item_counts(self, task: StatisticsTask) -> NDArray[np.float64]:
+        """Returns exact clicks and impressions per catalogue item, [2, items]; refused wherever privacy is on."""
+        if self.config.privacy.mode != "none" or self.config.model.item_rates != "exact":
+            raise ProtocolError("exact item counts are not private; this partner does not give them")
+        counts = count_items(self._rows())
+        found_2I: NDArray[np.float64] = (
+            np.array([counts.get(item, (0.0, 0.0)) for item in task.catalogue]).T.reshape(2, -1).copy()
+        )
+        return found_2I
 
     def _rows(self) -> pd.DataFrame:
         rows = read_clicks(Path(self.config.clicks), self._card, allow_one_class=True).rows
@@ -188,6 +293,39 @@ class Worker:
         return Path(self.config.state) / "item_counts.json"
 
 
+def _participant(config: PartnerConfig) -> tuple[Participant | None, str]:
+    """Returns this partner's side of secure aggregation, and its roster's hash; none where the method is plain.
+
+    Raises:
+        ConfigError: for a key or a roster that cannot be read, or do not belong together.
+    """
+    if config.aggregation.method == "plain":
+        return None, ""
+    identity, roster = load_identity(Path(config.identity)), load_roster(Path(config.roster))
+    public, names = identity.public_key().public_bytes_raw().hex(), [member.name for member in roster.members]
+    if config.name not in names or roster.member(roster.number(config.name)).public_key != public:
+        raise ConfigError(
+            f"{config.roster}: has no member {config.name} with the public key {public} of {config.identity}"
+        )
+    member = Member(roster.number(config.name), identity, roster, config.aggregation.policy())
+    state, store = Path(config.state), MemoryRoundStore()
+    disk = SealedRoundStore(state / "secrets", identity)
+    return Participant(member, state, disk if config.aggregation.round_secrets == "disk" else store), roster.hash.hex()
+
+
+def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask) -> None:
+    """Refuses a masking task and a piece of work that are not of one round."""
+    session = task.session
+    if isinstance(work, StatisticsTask):
+        same = (work.run_id, 0, 2 * len(work.catalogue)) == (session.run_id, session.round, task.length)
+        same = same and task.clip == 0
+    else:
+        same = (work.run_id, work.round, work.attempt) == (session.run_id, session.round, session.attempt)
+        same = same and (work.weight, len(work.model_D)) == (task.weight, task.length) and task.clip > 0
+    if not same:
+        raise ProtocolError("run, round, attempt, weight, length or update_clip differ between masking and work")
+
+
 def training_event(privacy: PrivacyConfig, run_id: str, round_number: int, attempt: int, steps: int) -> DpEvent:
     """Returns the facts of one round of training under a partner's own privacy configuration."""
     private = privacy.mode != "none"
@@ -215,50 +353,3 @@ def thread_model(config: ModelConfig, text_width: int, heads: int) -> ClickModel
     if key not in known:
         known[key] = build_model(config, text_width, heads, seed=0)
     return known[key]
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Holds a partner's state folder against other processes: a round is trained, and answered, once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-class _SentFile:
-    """The last contribution of one run that left: a retry sends the same bytes and never draws fresh noise."""
-
-    def __init__(self, folder: Path, run_id: str) -> None:
-        self.path = folder / f"sent-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.safetensors"
-
-    def reuse(self, task: TrainTask) -> NDArray[np.float32] | None:
-        """Returns what was sent for this very task, None for a new one; raises `ProtocolError` for a replay."""
-        if not self.path.exists():
-            return None
-        try:
-            with safe_open(str(self.path), framework="numpy") as file:
-                facts, delta_D = file.metadata(), file.get_tensor("delta")
-            last_round, same_run, answered = int(facts["round"]), facts["run_id"] == task.run_id, facts["task"]
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            raise LedgerError(
-                f"{self.path.name}: damaged; what was sent last is unknown, so nothing more is sent"
-            ) from None
-        if not same_run or last_round < task.round:
-            return None
-        if last_round > task.round:
-            raise ProtocolError(f"round {task.round} after round {last_round}: a round is answered once")
-        if answered != _task_hash(task):
-            raise ProtocolError(f"round {task.round} was answered for another model; it is not answered again")
-        return np.asarray(delta_D)
-
-    def keep(self, task: TrainTask, delta_D: NDArray[np.float32]) -> None:
-        """Persists a contribution before it leaves."""
-        facts = {"run_id": task.run_id, "round": str(task.round), "task": _task_hash(task)}
-        write_atomically(self.path, save({"delta": delta_D}, facts))
-
-
-def _task_hash(task: TrainTask) -> str:
-    digest = hashlib.sha256(repr((task.run_id, task.round, task.fingerprint, task.plan)).encode())
-    digest.update(task.model_D.tobytes())
-    return digest.hexdigest()

@@ -117,10 +117,14 @@ class PrivacyConfig:
 class AggregationConfig:
     """How contributions become one sum."""
 
-    method: Literal["plain"] = "plain"  # the server sees every update; secure aggregation replaces it
+    method: Literal["secure", "plain"] = "secure"  # secure = the server sees only the sum; plain = every update
     weights: Literal["equal", "declared"] = "declared"  # declared = the user count that a partner publishes
     min_partners: Annotated[int, Field(ge=1)] = 3
-    timeout_seconds: PositiveFloat = 600.0
+    colluders: Annotated[int, Field(ge=0)] = 1  # partners that may collude with the server and still learn only sums
+    update_clip: Annotated[float, Field(gt=0, le=1e6)] = 4.0  # bound on one coordinate of a weighted update
+    groups: Annotated[int, Field(ge=1)] = 1  # over 1: a sum per group, and the median of their means (robust)
+    timeout_seconds: PositiveFloat = 600.0  # of joining and training
+    stage_timeout_seconds: PositiveFloat = 60.0  # of each short stage of secure aggregation
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -197,10 +201,33 @@ def _cross_checks(config: Config) -> list[str]:
             f"aggregation.min_partners = {config.aggregation.min_partners}: at most the {cohort} partners of a round;"
             " lower it, or raise data.partners or round.partners_per_round"
         )
+    problems += _secure_checks(config.aggregation, cohort)
     if data.source in ("files", "movietweetings") and not data.path:
         problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
     if data.source == "files" and not data.card:
         problems.append('data.card is empty: data.source = "files" needs a data card (TOML) that names the columns')
+    return problems
+
+
+def _secure_checks(aggregation: AggregationConfig, cohort: int) -> list[str]:
+    """Returns what secure aggregation asks of the size of a cohort."""
+    problems = []
+    if aggregation.method == "plain":
+        if aggregation.groups > 1:
+            problems.append(f'aggregation.groups = {aggregation.groups}: needs aggregation.method = "secure"')
+        return problems
+    least = max(3, aggregation.colluders + 2)
+    if aggregation.min_partners < least:
+        problems.append(
+            f"aggregation.min_partners = {aggregation.min_partners}: a secure sum needs at least {least} partners"
+            f" (aggregation.colluders = {aggregation.colluders}), or a single update could be worked out from it"
+        )
+    if aggregation.groups > 1 and cohort // aggregation.groups < aggregation.colluders + 3:
+        problems.append(
+            f"aggregation.groups = {aggregation.groups}: {cohort} partners make groups of"
+            f" {cohort // aggregation.groups}, at least {aggregation.colluders + 3} are needed; use fewer groups"
+            " or more partners"
+        )
     return problems
 
 

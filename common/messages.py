@@ -14,7 +14,9 @@ A record that does not decode is a `ProtocolError`: a peer's mistake, never a cr
 bytes with explicit dtype and shape.
 """
 
+import hashlib
 import math
+import struct
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 
 from common.contribution import Contribution, LocalDelta, NoisedStep
 from common.errors import ProtocolError
+from common.secagg.transcript import digest
 
 TRAIN_UPDATE = "train.update"
 QUERY_JOIN = "query.join"
@@ -147,6 +150,7 @@ class JoinReply:
     declared_users: int
     fingerprint: str
     has_purchases: bool
+    roster: str  # hash (hex) of the roster that it pinned; empty without secure aggregation
 
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
@@ -167,6 +171,10 @@ class StatisticsTask:
 
     run_id: str
     catalogue: tuple[str, ...]
+
+    def hashes(self) -> tuple[bytes, bytes]:
+        """Returns the hash of the catalogue, and that of an empty configuration."""
+        return digest("catalogue", *self.catalogue), digest("no plan")
 
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
@@ -239,6 +247,15 @@ class TrainTask:
     fingerprint: str
     plan: TrainingPlan
     model_D: NDArray[np.float32]
+
+    def hashes(self) -> tuple[bytes, bytes]:
+        """Returns the hash of the global weights and that of the public configuration: all partners must have these.
+
+        A partner that trained from other weights, or faster, than its peers would stand out from their sum.
+        """
+        plan = struct.pack("<dd", self.plan.learning_rate, self.plan.weight_decay)
+        config = digest("plan", self.fingerprint, self.plan.local_steps, self.plan.client_optimiser, plan)
+        return digest("model", hashlib.sha256(self.model_D.astype("<f4", copy=False).data).digest()), config
 
     def __post_init__(self) -> None:
         if self.round < 1 or self.attempt < 0:

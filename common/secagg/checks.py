@@ -97,9 +97,10 @@ def check_grid(member: Member, task: MaskTask, num_participants: int) -> None:
     Coding(task.bits, task.clip).require_room(num_participants)
     if task.clip > policy.most_clip:
         raise ProtocolError(f"update_clip = {task.clip}: this partner's aggregation.most_clip is {policy.most_clip:g}")
-    cap = member.roster.member(member.number).weight
-    if not 0 < task.weight <= cap:
-        raise ProtocolError(f"weight = {task.weight}: this partner's cap in the roster is {cap:g}")
+    # Neither more nor less: where others would weigh next to nothing, the sum would be one partner's contribution.
+    pinned = member.roster.member(member.number).weight
+    if task.weight != pinned:
+        raise ProtocolError(f"weight = {task.weight}: this partner's weight in the roster is {pinned:g}")
     if len(task.model_hash) != HASH_BYTES or len(task.config_hash) != HASH_BYTES:
         raise ProtocolError(f"model_hash and config_hash must have {HASH_BYTES} bytes")
 

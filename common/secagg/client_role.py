@@ -177,6 +177,7 @@ def open_boxes(member: Member, state: Shared, task: MaskTask) -> Opened:
         task.length,
         task.ring,
         task.bits,
+        task.clip,
     )
     return Opened(state, task, context, peers, held, bad)
 
@@ -220,11 +221,9 @@ class Masking:
         slot_bytes = slots.astype("<u8").tobytes()
         first_hash = participants_hash("first", state.session, state.first)
         second_hash = participants_hash("second", state.session, pack_numbers(task.second))
-        signature = sign(
-            member.identity,
-            *("upload", opened.context, first_hash, second_hash, member.number, self._hash.digest(), slot_bytes),
-        )
-        least = shape(len(state.first) // Advertisement.SIZE, member.policy.colluders).least_survivors
+        bound = opened.context, first_hash, second_hash, member.number
+        signature = sign(member.identity, "upload", *bound, self._hash.digest(), slot_bytes)
+        own_shape = shape(len(state.first) // Advertisement.SIZE, member.policy.colluders)
         after = Masked(
             state.session,
             opened.context,
@@ -232,11 +231,12 @@ class Masking:
             task.second,
             state.holders,
             state.threshold,
-            max(least, member.policy.least_participants),
+            max(own_shape.least_survivors, member.policy.least_participants),
+            own_shape.complete,
             opened.held,
             opened.bad_dealers,
         )
-        return after, Upload(slot_bytes, signature)
+        return after, Upload(slot_bytes, signature, sign(member.identity, "masked", *bound))
 
 
 def confirm(member: Member, state: Masked, task: ConfirmTask) -> tuple[Masked, bytes]:
@@ -245,6 +245,8 @@ def confirm(member: Member, state: Masked, task: ConfirmTask) -> tuple[Masked, b
     Raises:
         ProtocolError: unless survivors and dropped make up U2, this participant survives, and enough do.
     """
+    if state.survivors:
+        raise ProtocolError("the survivors of this attempt were confirmed already")
     for numbers, what in ((task.survivors, "survivors"), (task.dropped, "dropped")):
         require_ascending(numbers, what, len(member.roster))
     if set(task.survivors) & set(task.dropped):
@@ -276,13 +278,27 @@ def unmask(member: Member, state: Masked, task: UnmaskTask) -> Revealed:
     for signer, signature in zip(task.signers, signatures, strict=True):
         key, what = member.roster.public_key(signer), f"consistency of {member.roster.member(signer).name}"
         verify(key, signature, what, "confirm", *_confirmed(state, state.survivors))
-    alive = set(state.survivors)
-    owners = tuple(sorted(state.held))
+    owners, alive = tuple(sorted(state.held)), set(state.survivors)
+    _check_masked(member, state, [owner for owner in owners if owner in alive], task.masked)
     shares = [
         state.held[owner][: shamir.SHARE_BYTES] if owner in alive else state.held[owner][shamir.SHARE_BYTES :]
         for owner in owners
     ]
     return Revealed(owners, concatenated(shares), state.bad_dealers)
+
+
+def _check_masked(member: Member, state: Masked, survivors: list[int], blob: bytes) -> None:
+    """With neighbours: every survivor whose b is asked for masked within this very context, U1 and U2.
+
+    Otherwise a survivor to whom another U2 was shown, one without its honest neighbours, would lose its only mask. In a
+    complete graph any two U2 that are large enough share honest participants, whose pairwise masks stay.
+    """
+    others = [] if state.complete else [owner for owner in survivors if owner != member.number]
+    second = participants_hash("second", state.session, pack_numbers(state.second))
+    for owner, signature in zip(others, parts_of(blob, SIGNATURE_BYTES, "masked", len(others)), strict=True):
+        what = f"masked body of {member.roster.member(owner).name}"
+        bound = state.context, state.first_hash, second, owner
+        verify(member.roster.public_key(owner), signature, what, "masked", *bound)
 
 
 def commitment(session: bytes, owner: int, holder: int, pair: bytes) -> bytes:

@@ -153,7 +153,7 @@ class Tally:
         self._hash = session_hash(session.run_id, session.round, session.attempt, roster.hash)
         self._first_hash = participants_hash("first", self._hash, _blob(first))
         self._sealed: dict[int, Sealed] = {}
-        self._uploads: set[int] = set()
+        self._uploads: dict[int, bytes] = {}  # number -> signature over what it masked within
         self._signatures: dict[int, bytes] = {}
         self.second: tuple[int, ...] = ()
         self.third: tuple[int, ...] = ()
@@ -190,7 +190,7 @@ class Tally:
         self._second_hash = participants_hash("second", self._hash, pack_numbers(self.second))
         self.context = context_hash(
             *(self._hash, self._cohort, self._first_hash, grid.model_hash, grid.config_hash),
-            *(self.shape.threshold, grid.length, RING, grid.bits),
+            *(self.shape.threshold, grid.length, RING, grid.bits, grid.clip),
         )
         self._sum_D = np.zeros(grid.length, np.uint32)
         self._slots = np.zeros(SLOTS_BYTES // 8, np.uint64)
@@ -229,12 +229,13 @@ class Tally:
             hashed.update(np.ascontiguousarray(piece_D, "<u4").data)
         bound = self.context, self._first_hash, self._second_hash, number, hashed.digest(), upload.slots
         self._verify(number, upload.signature, "masked body", "upload", *bound)
+        self._verify(number, upload.masked, "masked body", "masked", *bound[:4])
         start = 0
         for piece_D in pieces:
             self._sum_D[start : start + len(piece_D)] += piece_D
             start += len(piece_D)
         self._slots += np.frombuffer(upload.slots, "<u8")
-        self._uploads.add(number)
+        self._uploads[number] = upload.masked
 
     def fix_third(self) -> None:
         """Fixes U3; raises `TooFewPartners` when fewer sent a masked body than a sum needs."""
@@ -270,7 +271,17 @@ class Tally:
     def unmask_task(self, number: int) -> UnmaskTask:
         """Returns what asks one participant for its shares: no more signatures than it needs."""
         signers = self._signers(number)[: self.shape.threshold]
-        return UnmaskTask(self.session, signers, concatenated([self._signatures[signer] for signer in signers]))
+        others = () if self.shape.complete else self._survivors_held(number)
+        return UnmaskTask(
+            self.session,
+            signers,
+            concatenated([self._signatures[signer] for signer in signers]),
+            concatenated([self._uploads[owner] for owner in others]),
+        )
+
+    def _survivors_held(self, number: int) -> tuple[int, ...]:
+        """Returns the other survivors of whose secrets one participant holds shares."""
+        return tuple(owner for owner in self.third if number in self._sealed[owner].boxes)
 
     def unmasking(self) -> Unmasking:
         """Returns what takes the shares and strips the masks: all that a restarted server needs to finish."""

@@ -62,6 +62,7 @@ class Masked:
     holders: tuple[int, ...]
     threshold: int
     least_survivors: int
+    complete: bool  # whether everyone masks with everyone
     held: Mapping[int, bytes] = field(repr=False)
     bad_dealers: tuple[int, ...]
     survivors: tuple[int, ...] = ()  # after stage 3

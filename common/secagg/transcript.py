@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import struct
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -61,6 +62,7 @@ def context_hash(
     length: int,
     ring: int,
     bits: int,
+    clip: float,
 ) -> bytes:
     """Returns the hash that binds masks and every signature from MASK on.
 
@@ -74,10 +76,10 @@ def context_hash(
         length: coordinates of the body.
         ring: modulus of the body.
         bits: bits per coordinate of one contribution.
+        clip: bound on a coordinate. A participant with a smaller one than its peers would outweigh them in the sum.
     """
-    return digest(
-        "context", session, pack_numbers(cohort), first_hash, model_hash, config_hash, threshold, length, ring, bits
-    )
+    hashes = session, pack_numbers(cohort), first_hash, model_hash, config_hash
+    return digest("context", *hashes, threshold, length, ring, bits, struct.pack("<d", clip))
 
 
 def participants_hash(label: str, session: bytes, content: bytes) -> bytes:

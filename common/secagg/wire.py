@@ -174,10 +174,13 @@ class Upload:
     Attributes:
         slots: masked weight and count, two little-endian uint64.
         signature: over (context, H(U1), H(U2), number, H(y), slots).
+        masked: signature over (context, H(U1), H(U2), number): what this participant masked within. Holders ask for it
+            before they reveal b, where not everyone masks with everyone.
     """
 
     slots: bytes
     signature: bytes
+    masked: bytes
 
 
 @dataclass(frozen=True)
@@ -191,11 +194,19 @@ class ConfirmTask:
 
 @dataclass(frozen=True)
 class UnmaskTask:
-    """Asks for one share per participant of U2, against the signatures of others over the same survivors."""
+    """Asks for one share per participant of U2, against the signatures of others over the same survivors.
+
+    Attributes:
+        signers: ascending.
+        signatures: of the signers, in `ConfirmTask`'s sense, 64 bytes each.
+        masked: with neighbours, `Upload.masked` of every other survivor whose share this participant holds, ascending;
+            else empty.
+    """
 
     session: SessionId
     signers: tuple[int, ...]
     signatures: bytes
+    masked: bytes
 
 
 @dataclass(frozen=True)

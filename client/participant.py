@@ -1,0 +1,183 @@
+"""One partner in secure aggregation: the pure steps of `common.secagg`, each run once, also across restarts.
+
+What must never happen twice is written down before anything leaves: which (run, round, attempt) was advertised, and
+which round of a run was unmasked. The round's secrets lie in a `RoundStore` and are erased with the round.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.roundstore import RoundStore
+from common.errors import LedgerError, ProtocolError
+from common.runfolder import write_atomically
+from common.secagg import client_role
+from common.secagg.checks import Member
+from common.secagg.keys import Random
+from common.secagg.states import Advertised, Masked, Opened, Shared, State, dump_state, load_state
+from common.secagg.transcript import session_hash
+from common.secagg.wire import (
+    Advertisement,
+    ConfirmTask,
+    MaskTask,
+    Revealed,
+    RevealTask,
+    SessionId,
+    Shares,
+    ShareTask,
+    UnmaskTask,
+    Upload,
+)
+
+_AFTER = {Advertised: "ADVERTISE", Shared: "SHARE", Masked: "MASK"}
+S = TypeVar("S", Advertised, Shared, Masked)
+
+
+class Participant:
+    """A partner's side of every round; a call that refuses changes nothing.
+
+    Formal guarantees:
+        - an attempt at a round is advertised once, and no later attempt follows once the round was unmasked;
+        - each stage of an attempt answers once, and in order;
+        - a participant that restarted refuses what it answered before.
+
+    Args:
+        member: number, identity, roster and policy.
+        folder: the partner's state folder.
+        store: of the round's secrets.
+        random: source of all randomness.
+    """
+
+    def __init__(self, member: Member, folder: Path, store: RoundStore, random: Random = os.urandom) -> None:
+        self._member, self._folder, self._store, self._random = member, folder, store, random
+
+    def advertise(self, session: SessionId) -> Advertisement:
+        """Stage 0: writes down that this attempt begins, then returns fresh keys."""
+        register = _Register(self._folder, session.run_id)
+        register.require_new(session)
+        state, advertisement = client_role.advertise(self._member, session, self._random)
+        for name in register.begin(session, state.session.hex()):
+            self._store.erase(name)
+        self._keep(state)
+        return advertisement
+
+    def reveal(self, task: RevealTask) -> bytes:
+        """Stage 0b: returns the coin, once."""
+        state = self._state(task.session, Advertised)
+        if state.revealed:
+            raise ProtocolError("the coin of this attempt was revealed already")
+        after, coin = client_role.reveal(self._member, state, task)
+        self._keep(after)
+        return coin
+
+    def share(self, task: ShareTask) -> Shares:
+        """Stage 1: returns sealed shares."""
+        after, shares = client_role.share(self._member, self._state(task.session, Advertised), task, self._random)
+        self._keep(after)
+        return shares
+
+    def open(self, task: MaskTask, model_hash: bytes, config_hash: bytes) -> Opened:
+        """Stage 2, first half: checks the task and opens the boxes; nothing is kept and nothing leaves.
+
+        Args:
+            task: the server's.
+            model_hash, config_hash: of the work that this participant was really given.
+        """
+        if (task.model_hash, task.config_hash) != (model_hash, config_hash):
+            raise ProtocolError("the round's model or configuration hash is not that of the task beside it")
+        return client_role.open_boxes(self._member, self._state(task.session, Shared), task)
+
+    def upload(self, opened: Opened, coded: Iterator[NDArray[np.uint32]]) -> tuple[list[bytes], Upload]:
+        """Stage 2, second half: returns the masked pieces, little-endian uint32, and what ends them."""
+        masking = client_role.Masking(self._member, opened)
+        pieces = [piece_D.astype("<u4", copy=False).tobytes() for piece_D in masking.pieces(coded)]
+        after, upload = masking.finish()
+        self._keep(after)
+        return pieces, upload
+
+    def confirm(self, task: ConfirmTask) -> bytes:
+        """Stage 3: returns the consistency signature."""
+        after, signature = client_role.confirm(self._member, self._state(task.session, Masked), task)
+        self._keep(after)
+        return signature
+
+    def unmask(self, task: UnmaskTask) -> Revealed:
+        """Stage 4: the round is final here before a share leaves, and its secrets are gone."""
+        state = self._state(task.session, Masked)
+        revealed = client_role.unmask(self._member, state, task)
+        _Register(self._folder, task.session.run_id).finish(task.session.round)
+        self._store.erase(state.session.hex())
+        return revealed
+
+    def _keep(self, state: State) -> None:
+        self._store.put(state.session.hex(), dump_state(state))
+
+    def _state(self, session: SessionId, kind: type[S]) -> S:
+        hashed = session_hash(session.run_id, session.round, session.attempt, self._member.roster.hash)
+        blob = self._store.get(hashed.hex())
+        if blob is None:
+            raise ProtocolError(
+                f"round {session.round}, attempt {session.attempt}: not under way here (never begun, already unmasked,"
+                " or another roster)"
+            )
+        state = load_state(blob)
+        if not isinstance(state, kind):
+            raise ProtocolError(f"out of order: this attempt is after {_AFTER[type(state)]}, not {_AFTER[kind]}")
+        return state
+
+
+class _Register:
+    """Which attempts of one run were begun, and which round is final; on disk before anything leaves."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self._path = folder / f"rounds-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.json"
+        self._facts: dict[str, Any] = {"run_id": run_id, "final": -1, "begun": {}}
+        try:
+            found = json.loads(self._path.read_bytes())
+            if not (type(found["final"]) is int and all(type(a) is int for a, _ in found["begun"].values())):
+                raise ValueError
+            self._facts = found
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise LedgerError(
+                f"{self._path.name}: damaged; which rounds were answered is unknown, so none is answered any more"
+            ) from None
+
+    def require_new(self, session: SessionId) -> None:
+        """Raises `ProtocolError` for an attempt that was begun before, or at a round that is final."""
+        if session.round <= self._facts["final"]:
+            raise ProtocolError(
+                f"round {session.round}: round {self._facts['final']} was unmasked already; it is final"
+            )
+        last, _ = self._facts["begun"].get(str(session.round), (-1, ""))
+        if session.attempt <= last:
+            raise ProtocolError(f"round {session.round}, attempt {session.attempt}: attempt {last} was begun already")
+
+    def begin(self, session: SessionId, name: str) -> list[str]:
+        """Writes down an attempt; returns the names of what earlier ones left behind."""
+        begun = self._facts["begun"]
+        # A round ahead may be under way beside this one; what is older is over.
+        old = [key for key in begun if int(key) < session.round - 1 or int(key) == session.round]
+        left = [begun[key][1] for key in old]
+        for key in old:
+            del begun[key]
+        begun[str(session.round)] = [session.attempt, name]
+        self._facts["final"] = max(self._facts["final"], session.round - 2)
+        self._write()
+        return left
+
+    def finish(self, round_number: int) -> None:
+        """Writes down that a round is final."""
+        self._facts["final"] = max(self._facts["final"], round_number)
+        self._facts["begun"] = {key: value for key, value in self._facts["begun"].items() if int(key) > round_number}
+        self._write()
+
+    def _write(self) -> None:
+        write_atomically(self._path, json.dumps(self._facts).encode())
