@@ -1,6 +1,6 @@
 """`python -m benchmarks [NAME ...] [--out DIR] [--quick]`: measures, prints tables, writes DIR/NAME.json.
 
-Quality of some parts only (`--only PART`) is written to DIR/quality-PART.json.
+Quality of some parts only (`--only PART`) is written to DIR/quality-PART.json; secagg also draws DIR/secagg.html.
 """
 
 import os
@@ -22,7 +22,7 @@ from benchmarks.measuring import Options, machine_facts, write_result
 from common.errors import HushclickError
 from common.runfolder import jsonable
 
-NAMES = ("text_cache", "engines", "scale", "quality")
+NAMES = ("text_cache", "engines", "scale", "quality", "secagg")
 PARTS = ("movielens", "movietweetings", "generated")  # of quality
 
 
@@ -56,6 +56,8 @@ def run(name: str, given: argparse.Namespace) -> None:
     }
     path = given.out / ("-".join([name, *(given.only if name == "quality" else ())]) + ".json")
     write_result(path, jsonable(result))
+    if hasattr(benchmark, "plot"):
+        benchmark.plot(result, path.with_suffix(".html"))
     console = Console(width=200)
     for table in benchmark.tables(result):
         console.print(table)

@@ -6,12 +6,13 @@ What each engine does and leaves out stands in `benchmarks/secagg_ENGINE.py`. Te
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -31,67 +32,68 @@ _TURNS = 3
 _LOG_CHARACTERS = 2000
 _WITHOUT_TENSEAL = "CKKS is left out: TenSEAL is not installed here (python -m pip install tenseal==0.3.18)"
 
-Case = tuple[list[Cell], int]  # the engines' cells, and turns
+Group = list[Cell]  # what one process measures
+Case = tuple[list[Group], int]  # what is measured one after the other, and how often
+Turn = list[tuple[Cell, list[dict[str, Any]]]]  # the cells of one turn with their runs
 
 
 def measure(options: Options) -> dict[str, Any]:
     """Returns every cell's figures; quick mode has one tiny size and all engines that are there."""
-    skipped = [] if importlib.util.find_spec("tenseal") else [_WITHOUT_TENSEAL]
-    left_out = {CKKS} if skipped else set()
-    if options.quick:
-        cells = [cell for cell in _quick_cells() if cell.engine not in left_out]
-        runs = _in_turns([([cell for cell in cells if cell.engine == engine], 1) for engine in (OURS, FLOWER, CKKS)])
-    else:
-        runs = _in_turns([([cell for cell in case if cell.engine not in left_out], turns) for case, turns in _plan()])
+    skipped = [] if has_tenseal() else [_WITHOUT_TENSEAL]
     packages = ("cryptography", "numpy", "flwr", *(() if skipped else ("tenseal",)))
+    cases = _quick_plan() if options.quick else _plan()
     return {
-        "cells": figures(runs),
+        "cells": figures(_in_turns(cases, {CKKS} if skipped else set())),
         "skipped": skipped,
         "packages": {name: version(name) for name in packages},
     }
 
 
+def has_tenseal() -> bool:
+    """Returns whether the optional TenSEAL is installed."""
+    return importlib.util.find_spec("tenseal") is not None
+
+
 def _plan() -> list[Case]:
-    """Returns all cases; those that take a baseline minutes are measured once."""
-    cases: list[Case] = [
-        ([Cell(engine, "masks", length, runs=5) for engine in (OURS, FLOWER)], _TURNS)
-        for length in (1_000_000, 10_000_000)
+    """Returns all cases; those that take minutes are measured once."""
+    most, large = max(_PARTNERS), 10_000_000
+    cases = [
+        ([[Cell(engine, "masks", length, runs=5)] for engine in (OURS, FLOWER)], _TURNS)
+        for length in (1_000_000, large)
     ]
-    for length in _SIZES:
-        for partners in _PARTNERS:
-            cases.append((_all_engines("client", length, partners), _TURNS))
-            beyond = length == max(_SIZES) and partners == max(_PARTNERS)
-            for dropped in (0, num_dropped(partners)):
-                cases.append(
-                    ([_ours("server", length, partners, dropped)], _TURNS)
-                    if beyond
-                    else (_all_engines("server", length, partners, dropped), 1 if partners == max(_PARTNERS) else _TURNS)
-                )
+    for length, partners in itertools.product(_SIZES, _PARTNERS):
+        cases.append((_side_by_side("client", length, partners), _TURNS))
+        for dropped in (0, num_dropped(partners)):
+            servers = _side_by_side("server", length, partners, dropped)
+            beyond = length == max(_SIZES) and partners == most
+            cases.append((servers[:1] if beyond else servers, 1 if partners == most else _TURNS))
     for partners in _PARTNERS:
-        large = 10_000_000
-        cases.append(([_ours("client", large, partners)], _TURNS))
-        cases += [([_ours("server", large, partners, dropped, runs=1)], 1) for dropped in (0, num_dropped(partners))]
-    return [*cases, *(([_ours(kind, 100_000_000, 10)], 1) for kind in ("client", "stream"))]
+        cases.append(([[_ours("client", large, partners)]], _TURNS))
+        cases += [([[_ours("server", large, partners, dropped, 1)]], 1) for dropped in (0, num_dropped(partners))]
+    return [*cases, *(([[_ours(kind, 100_000_000, 10)]], 1) for kind in ("client", "stream"))]
 
 
 def _ours(kind: str, length: int, partners: int, dropped: int = 0, runs: int = 3) -> Cell:
     return Cell(OURS, kind, length, partners, dropped, runs)
 
 
-def _all_engines(kind: str, length: int, partners: int, dropped: int = 0) -> list[Cell]:
-    """Returns one cell per engine; Flower's secret sharing takes a hundred partners minutes, so once."""
+def _side_by_side(kind: str, length: int, partners: int, dropped: int = 0) -> list[Group]:
+    """Returns one cell per engine, ours first; Flower shares secrets among a hundred partners once in a process."""
     runs = {OURS: 5, FLOWER: 1 if partners == max(_PARTNERS) else 3, CKKS: 1}
-    return [Cell(engine, kind, length, partners, dropped, count) for engine, count in runs.items()]
+    return [[Cell(engine, kind, length, partners, dropped, count)] for engine, count in runs.items()]
 
 
-def _quick_cells() -> list[Cell]:
+def _quick_plan() -> list[Case]:
+    """Returns one case with a group per engine: few processes start."""
     length, partners = 2_000, 4
-    cells = [Cell(engine, "masks", length) for engine in (OURS, FLOWER)]
-    cells.append(_ours("stream", length, partners, runs=1))
+    groups = []
     for engine in (OURS, FLOWER, CKKS):
-        cells.append(Cell(engine, "client", length, partners))
-        cells += [Cell(engine, "server", length, partners, dropped) for dropped in (0, num_dropped(partners))]
-    return cells
+        group = [] if engine == CKKS else [Cell(engine, "masks", length)]
+        group.append(Cell(engine, "client", length, partners))
+        group += [Cell(engine, "server", length, partners, dropped) for dropped in (0, num_dropped(partners))]
+        groups.append(group)
+    groups[0].append(_ours("stream", length, partners, runs=1))
+    return [(groups, 1)]
 
 
 def num_dropped(partners: int) -> int:
@@ -99,17 +101,12 @@ def num_dropped(partners: int) -> int:
     return max(1, partners // 5)
 
 
-def _in_turns(cases: Sequence[Case]) -> list[list[tuple[Cell, list[dict[str, Any]]]]]:
-    """Returns, for each turn, the cells that were measured in it with their runs."""
-    found = []
+def _in_turns(cases: Sequence[Case], left_out: Set[str]) -> list[Turn]:
+    """Returns what was measured in each turn; a later turn has only the cases that are measured so often."""
+    found: list[Turn] = []
     for turn in range(max(turns for _, turns in cases)):
-        measured: list[tuple[Cell, list[dict[str, Any]]]] = []
-        for cells, turns in cases:
-            # A group of several engines takes one process per cell; quick mode groups by engine and takes one for all.
-            together = len({cell.engine for cell in cells}) == 1
-            for group in ([cells] if together else [[cell] for cell in cells]) if turn < turns and cells else ():
-                measured += zip(group, in_fresh_process(group), strict=True)
-        found.append(measured)
+        groups = [group for case, turns in cases if turn < turns for group in case if group[0].engine not in left_out]
+        found.append([pair for group in groups for pair in zip(group, in_fresh_process(group), strict=True)])
     return found
 
 
@@ -133,7 +130,7 @@ def in_fresh_process(cells: Sequence[Cell]) -> list[list[dict[str, Any]]]:
     return answer
 
 
-def figures(turns: Sequence[Sequence[tuple[Cell, list[dict[str, Any]]]]]) -> list[dict[str, Any]]:
+def figures(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Returns one entry per cell: spreads over all runs, and over turns of the ratio of its CPU time to ours."""
     medians = [
         {cell: statistics.median(run["cpu_seconds"] for run in runs) for cell, runs in measured} for measured in turns

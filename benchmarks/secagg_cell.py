@@ -157,7 +157,7 @@ def check_close(found: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float,
 
 
 def run_cell(cell: Cell) -> list[dict[str, Any]]:
-    """Returns CPU seconds, peak bytes and the engine's own facts for each run; a small run before loads what is lazy."""
+    """Returns CPU seconds, peak bytes and the engine's own facts of each run; a small one goes before."""
     work = importlib.import_module(f"benchmarks.secagg_{cell.engine}").KINDS[cell.kind]
     small = replace(cell, length=min(cell.length, _WARM), partners=min(cell.partners, 4), dropped=min(cell.dropped, 1))
     work(small, Meter())

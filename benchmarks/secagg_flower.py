@@ -37,6 +37,7 @@ _LEVELS = 2**22  # Flower's default quantisation, as are the clip and the weight
 _CLIP = 8.0
 _MAX_WEIGHT = 1000.0
 _FIRST_NODE = 2
+_CHUNK_BYTES = 16  # of a secret, padded, that Flower shares at a time
 _SEED_SHARE_BYTES, _KEY_SHARE_BYTES = 52, 324  # of a 32-byte seed and of a PEM key, as Flower's create_shares pads them
 
 
@@ -187,19 +188,20 @@ class _Clients:
 
 
 def _share_quickly() -> None:
-    """Makes the clients of a server's cell, in their own process, share by polynomials of degree 0.
+    """Makes the clients of a server's cell, in their own process, share by `flat_shares`.
 
-    Flower's `create_shares` would take minutes for a hundred clients that nobody measures. To the server the shares are
-    as any others: it does the same arithmetic on them and finds the same secrets.
+    Flower's `create_shares` would take minutes for a hundred clients that nobody measures. To the server these shares
+    are as any others: it does the same arithmetic on them and finds the same secrets.
     """
-    module = cast(Any, importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod"))
+    module: Any = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
+    module.create_shares = flat_shares
 
-    def create_shares(secret: bytes, _threshold: int, num: int) -> list[bytes]:
-        missing = 16 - len(secret) % 16
-        padded = secret + bytes([missing]) * missing
-        return [(number + 1).to_bytes(4, "little") + padded for number in range(num)]
 
-    module.create_shares = create_shares
+def flat_shares(secret: bytes, _threshold: int, num: int) -> list[bytes]:
+    """Returns shares in Flower's format, on polynomials of degree 0."""
+    missing = _CHUNK_BYTES - len(secret) % _CHUNK_BYTES
+    padded = secret + bytes([missing]) * missing
+    return [(number + 1).to_bytes(4, "little") + padded for number in range(num)]
 
 
 class _Strategy:

@@ -175,7 +175,8 @@ class _Others:
             if number != self._number:
                 _, signatures[number] = client_steps.confirm(self._peers[number], unconfirmed, self._task)
         signers = tuple(sorted(signatures))[: self._tally.shape.threshold]
-        return UnmaskTask(_SESSION, signers, concatenated([signatures[signer] for signer in signers]))
+        confirmations = concatenated([signatures[signer] for signer in signers])
+        return UnmaskTask(_SESSION, signers, confirmations, masked=b"")  # everyone holds a share of everyone
 
 
 def server(cell: Cell, meter: Meter) -> dict[str, float]:

@@ -11,7 +11,7 @@ from benchmarks.secagg_cell import NUM_MASKS
 
 TITLES = {"ours": "Hushclick", "flower": "Flower SecAgg+", "ckks": "TenSEAL CKKS"}
 _WORD_BYTES = 4
-_HUNDRED_MS = 0.1
+_LEAST_LENGTH = 100_000  # of the targets
 
 Entry = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def _bytes_up(entries: Sequence[Entry]) -> str | None:
     over = [
         (found["bytes_up"] - 4.01 * found["length"]) / found["partners"]
         for found in entries
-        if found["engine"] == "ours" and found["bytes_up"]
+        if found["engine"] == "ours" and found["bytes_up"] and found["length"] >= _LEAST_LENGTH
     ]
     return f"4.01 per parameter and {max(over):.0f} per partner" if over else None
 
@@ -117,8 +117,7 @@ def _masks_table(entries: Sequence[Entry]) -> Table:
 
 def _party_table(entries: Sequence[Entry], party: str) -> Table:
     table = Table(title=f"One {party}, all stages of a round: median (min to max)")
-    columns = ["parameters", "partners", "engine", "CPU ms", "x ours", "peak MiB", "peak B / parameter"]
-    columns.insert(2, "dropped")
+    columns = ["parameters", "partners", "dropped", "engine", "CPU ms", "x ours", "peak MiB", "peak B / parameter"]
     for column in [*columns, *(["bytes up", "B up / parameter"] if party == "client" else [])]:
         table.add_column(column, justify="left" if column == "engine" else "right", no_wrap=True)
     kinds = ("client", "stream") if party == "client" else (party,)
@@ -136,9 +135,13 @@ def _party_table(entries: Sequence[Entry], party: str) -> Table:
             spread_text(scaled(peak, 2**-20), 1) if peak else "",
             f"{per_parameter(found)['median']:.1f}" if peak else "",
         ]
-        up = found["bytes_up"]
-        table.add_row(*cells, *([f"{up:,}" if up else "", f"{up / found['length']:.2f}" if up else ""][: 2 * (party == "client")]))
+        table.add_row(*cells, *(_sent(found) if party == "client" else ()))
     return table
+
+
+def _sent(found: Entry) -> tuple[str, str]:
+    up = found["bytes_up"]
+    return (f"{up:,}", f"{up / found['length']:.2f}") if up else ("", "")
 
 
 def _times(found: Entry) -> str:

@@ -48,6 +48,11 @@ class RunFolder:
         return self.root / "checkpoint.safetensors"
 
     @property
+    def roster(self) -> Path:
+        """The server's copy of the partners' names, public keys and weights."""
+        return self.root / "roster.toml"
+
+    @property
     def central(self) -> Path:
         """The held-out click log of the central evaluation."""
         return self.root / "central.parquet"

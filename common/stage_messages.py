@@ -101,6 +101,7 @@ TYPE_OF: dict[type[Ahead], str] = {
     RevealTask: QUERY_REVEAL,
     ShareTask: QUERY_SHARE,
 }
+ANSWER_TO: dict[type[Ahead], type[Ahead]] = {AdvertiseTask: Advertised, RevealTask: Coin, ShareTask: Shares}
 
 M = TypeVar("M")
 
@@ -210,6 +211,7 @@ def _value(name: str, value: Any, hint: Any) -> Any:
 
 
 __all__ = [
+    "ANSWER_TO",
     "QUERY_ADVERTISE",
     "QUERY_CONFIRM",
     "QUERY_MASK",

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from common.errors import CheckpointError
 from common.runfolder import jsonable, write_atomically
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Checkpoint:
         optimiser: the server optimiser's moments, float64 [D] each.
         rounds: the records of the rounds so far, as in metrics.json.
         exhausted: partners whose budget is spent.
+        starts: how often the run's server was started before, so that no attempt at a round is made twice.
     """
 
     run_id: str
@@ -42,6 +43,7 @@ class Checkpoint:
     optimiser: dict[str, NDArray[np.float64]]
     rounds: list[dict[str, Any]] = field(default_factory=list)
     exhausted: tuple[str, ...] = ()
+    starts: int = 0
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -54,6 +56,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "round": checkpoint.round,
         "rounds": checkpoint.rounds,
         "exhausted": list(checkpoint.exhausted),
+        "starts": checkpoint.starts,
     }
     arrays = {"model": checkpoint.model_D} | {
         f"optimiser.{name}": moment for name, moment in checkpoint.optimiser.items()
@@ -99,4 +102,5 @@ def _checkpoint(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Check
         moments,
         facts["rounds"],
         tuple(facts["exhausted"]),
+        facts["starts"],
     )

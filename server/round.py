@@ -1,7 +1,7 @@
 """One exchange with a cohort: send, poll, take replies as they come, name who failed.
 
-This is the `aggregate` seam: `collect_sum` is all that the server's loop knows of how contributions become one sum.
-Here the server still sees each contribution for the moment in which it is added (method "plain").
+Every stage of a round is one exchange (server/secure.py puts them in order). `collect_sum` is method "plain": the
+server sees each contribution for the moment in which it is added.
 """
 
 import time
@@ -37,16 +37,28 @@ def exchange(
     timeout_seconds: float,
     take: Callable[[int, RecordDict], None],
 ) -> Exchange:
-    """Sends one message per node and hands each reply to `take` as it arrives; replies are not kept.
+    """Sends one message of a type to each node, as `exchange_letters` does."""
+    letters = {node: (message_type, content) for node, content in contents.items()}
+    return exchange_letters(grid, letters, group, timeout_seconds, take)
+
+
+def exchange_letters(
+    grid: Grid,
+    letters: Mapping[int, tuple[str, RecordDict]],
+    group: str,
+    timeout_seconds: float,
+    take: Callable[[int, RecordDict], None],
+) -> Exchange:
+    """Sends one message (type, content) per node and hands each reply to `take` as it arrives; replies are not kept.
 
     A node that answers with an error, answers nonsense (`take` raises `ProtocolError`) or does not answer in time is
     a failure with its reason; the others go on.
     """
     outcome = Exchange()
     messages = [
-        Message(content, node, message_type, ttl=timeout_seconds, group_id=group) for node, content in contents.items()
+        Message(content, node, kind, ttl=timeout_seconds, group_id=group) for node, (kind, content) in letters.items()
     ]
-    outcome.bytes_down = sum(_num_bytes(content) for content in contents.values())
+    outcome.bytes_down = sum(_num_bytes(content) for _, content in letters.values())
     deadline = time.monotonic() + timeout_seconds
     node_of = _push(grid, messages, outcome)
     pause = _FIRST_PAUSE_SECONDS

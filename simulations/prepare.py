@@ -4,20 +4,22 @@ Each simulated partner gets what a real one would bring: a click log, a data car
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import tomli_w
 
-from client.partner import PartnerConfig, dump_partner
+from client.identity import new_identity
+from client.partner import PartnerAggregation, PartnerConfig, dump_partner
 from common.card import canonical_card
 from common.clicks import write_clicks
-from common.config import Config, dump_config, to_table
+from common.config import Config, dump_config, read_toml, to_table
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
+from common.secagg.roster import Member, Roster, dump_roster
 from common.textstates import TextStates, default_cache_dir
 from simulations.partners import PartnerLogs, build_partners, write_central
 from simulations.sources import load_source
@@ -66,6 +68,7 @@ def _write(config: Config, folder: RunFolder, logs: PartnerLogs) -> None:
     folder.ledgers.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(logs.training):
         _write_partner(config, folder, number, rows)
+    write_roster(config, folder, [declared(rows["user"].nunique()) for rows in logs.training])
     write_central(logs.central, folder.central)
     if config.model.item_rates != "none":
         items = sorted(set(logs.central["item"]).union(*(part["item"] for part in logs.training)))
@@ -84,10 +87,36 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
         ledger=str(Path("..", "..", "ledgers", f"{name}.jsonl")),
         state="state",
         declared_users=declared(rows["user"].nunique()),
+        identity="identity.pem",
+        roster="roster.toml",
         model=config.model,
         privacy=config.privacy,
+        aggregation=PartnerAggregation(method=config.aggregation.method, colluders=config.aggregation.colluders),
     )
     (home / "partner.toml").write_text(dump_partner(partner), encoding="utf-8")
+
+
+def write_roster(config: Config, folder: RunFolder, declared_users: Sequence[int]) -> None:
+    """Gives every simulated partner a signing key, and everyone the same roster, as partners agree on before a run."""
+    largest = max(declared_users)
+    members = []
+    for number, users in enumerate(declared_users):
+        path = folder.partner(number) / "identity.pem"
+        path.unlink(missing_ok=True)  # what an earlier, interrupted preparation left
+        weight = 1.0 if config.aggregation.weights == "equal" else users / largest
+        members.append(Member(partner_name(number), new_identity(path), weight))
+    text = dump_roster(Roster(tuple(members))).encode()
+    for number in range(len(members)):
+        (folder.partner(number) / "roster.toml").write_bytes(text)
+    write_atomically(folder.roster, text)
+
+
+def set_round_secrets(folder: RunFolder, where: Literal["memory", "disk"]) -> None:
+    """Says where each partner keeps a round's secrets: on disk where Flower starts a process per message."""
+    for path in sorted(folder.root.glob("partners/*/partner.toml")):
+        table = read_toml(path)
+        table["aggregation"]["round_secrets"] = where
+        write_atomically(path, tomli_w.dumps(table).encode())
 
 
 def declared(users: int) -> int:

@@ -29,7 +29,7 @@ from server.report import write_report
 from simulations.floors import compute_floors
 from simulations.flower import run_in_flower
 from simulations.grid import InProcessGrid
-from simulations.prepare import prepare
+from simulations.prepare import prepare, set_round_secrets
 from simulations.progress import LiveProgress
 from simulations.spending import more_users, privacy_facts, spent_by_round, with_noise
 
@@ -158,6 +158,7 @@ def _differing(one: Config, other: Config) -> list[str]:
 
 def _run_apps(config: Config, folder: RunFolder, engine: str) -> BudgetExhausted | None:
     """Runs the deployed apps to the last round; returns why they ended early, if they did."""
+    set_round_secrets(folder, "disk" if engine == "flower" else "memory")
     if engine == "flower":
         return _run_flower(config, folder)
     run_config = {"run-folder": str(folder.root)}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError, TooFewPartners
+from common.secagg.coding import Coding
 from common.secagg.grouping import draw_groups, require_coins
 from common.secagg.keys import KEY_BYTES, verify
 from common.secagg.parameters import RING, Shape, shape
@@ -289,6 +290,7 @@ class Tally:
             session=self._hash,
             context=self.context,
             threshold=self.shape.threshold,
+            coding=Coding(self._grid.bits, self._grid.clip),
             mask_keys={number: self.first[number].mask_key for number in self.second},
             sealed={number: self._sealed[number] for number in self.second},
             third=self.third,

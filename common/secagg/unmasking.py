@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from common.errors import ProtocolError, TooFewPartners
 from common.secagg import shamir
+from common.secagg.coding import Coding
 from common.secagg.keys import public_key
 from common.secagg.masking import Masker, MaskKeys, mask_slots, pair_mask, self_mask
 from common.secagg.transcript import HASH_BYTES, digest
@@ -35,6 +36,7 @@ class Unmasking:
     Attributes:
         session, context: hashes that the masks are bound to.
         threshold: shares per secret.
+        coding: what the sum is to be decoded with.
         mask_keys: number -> X25519 public key, of U2.
         sealed: number -> what it sent in stage 1, of U2.
         third: U3.
@@ -47,6 +49,7 @@ class Unmasking:
     session: bytes
     context: bytes
     threshold: int
+    coding: Coding
     mask_keys: Mapping[int, bytes]
     sealed: Mapping[int, Sealed]
     third: tuple[int, ...]

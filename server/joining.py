@@ -1,0 +1,71 @@
+"""Who takes part: the partners that join, with the server's own model layout and roster."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from common.config import Config
+from common.errors import ProtocolError, TooFewPartners
+from common.messages import QUERY_JOIN, JoinReply, JoinTask
+from common.secagg.roster import Roster
+from server.round import exchange
+
+log = logging.getLogger("hushclick.run")
+
+_JOIN_PAUSE_SECONDS = 0.2
+
+
+def say(fact: str, text: str, **values: Any) -> None:
+    """Tells whoever follows the run what happened."""
+    log.info(text, extra={"fact": {"fact": fact} | values})
+
+
+def join(grid: Grid, config: Config, run_id: str) -> tuple[dict[str, int], dict[str, JoinReply]]:
+    """Waits for the partners and returns partner -> node id and partner -> what it said, in name order."""
+    timeout, wanted = config.aggregation.timeout_seconds, config.data.partners
+    deadline = time.monotonic() + timeout
+    while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+        time.sleep(_JOIN_PAUSE_SECONDS)
+    found: dict[str, tuple[int, JoinReply]] = {}
+
+    def take(node: int, content: RecordDict) -> None:
+        reply = JoinReply.from_record(content)
+        if reply.partner in found:
+            raise ProtocolError(f"two nodes say that they are {reply.partner}")
+        found[reply.partner] = (node, reply)
+
+    outcome = exchange(grid, QUERY_JOIN, {node: JoinTask(run_id).to_record() for node in nodes}, "join", timeout, take)
+    least = min(wanted, max(config.aggregation.min_partners, 1))
+    if len(found) < least:
+        reasons = "; ".join(sorted(set(outcome.failures.values()))[:3]) or f"{len(nodes)} nodes are connected"
+        raise TooFewPartners(f"{len(found)} of at least {least} partners joined: {reasons}")
+    for reason in outcome.failures.values():
+        say("left_out", f"a partner did not join: {reason}")
+    names = sorted(found)
+    return {name: found[name][0] for name in names}, {name: found[name][1] for name in names}
+
+
+def fitting(config: Config, replies: Mapping[str, JoinReply], layout: str, roster: Roster) -> dict[str, JoinReply]:
+    """Returns the partners that would train this very model with this very roster; the others are left out, and named.
+
+    Raises:
+        TooFewPartners: when too few are left.
+    """
+    alike = {partner: reply for partner, reply in replies.items() if reply.fingerprint == layout}
+    for partner in replies.keys() - alike.keys():
+        say("left_out", f"{partner} is left out: its model layout is another")
+    if config.aggregation.method == "secure":
+        for partner in [name for name in alike if alike[name].roster != roster.hash.hex()]:
+            del alike[partner]
+            say("left_out", f"{partner} is left out: its roster or its aggregation.method is another")
+    if len(alike) < config.aggregation.min_partners:
+        raise TooFewPartners(
+            f"{len(alike)} of {len(replies)} partners have the server's model layout and roster,"
+            f" {config.aggregation.min_partners} are needed: compare their encoder, [model] table, purchase column and"
+            " roster with the server's"
+        )
+    return alike
