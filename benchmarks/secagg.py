@@ -58,8 +58,8 @@ def _plan() -> list[Case]:
     """Returns all cases; those that take minutes are measured once."""
     most, large = max(_PARTNERS), 10_000_000
     cases = [
-        ([[Cell(engine, "masks", length, runs=5)] for engine in (OURS, FLOWER)], _TURNS)
-        for length in (1_000_000, large)
+        ([[Cell(engine, kind, length, runs=5)] for engine in (OURS, FLOWER)], _TURNS)
+        for length, kind in itertools.product((1_000_000, large), ("generator", "masks"))
     ]
     for length, partners in itertools.product(_SIZES, _PARTNERS):
         cases.append((_side_by_side("client", length, partners), _TURNS))
@@ -88,7 +88,7 @@ def _quick_plan() -> list[Case]:
     length, partners = 2_000, 4
     groups = []
     for engine in (OURS, FLOWER, CKKS):
-        group = [] if engine == CKKS else [Cell(engine, "masks", length)]
+        group = [] if engine == CKKS else [Cell(engine, kind, length) for kind in ("generator", "masks")]
         group.append(Cell(engine, "client", length, partners))
         group += [Cell(engine, "server", length, partners, dropped) for dropped in (0, num_dropped(partners))]
         groups.append(group)

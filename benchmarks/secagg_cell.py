@@ -31,7 +31,11 @@ _RESET_PEAK = "5"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured: `masks` (ten of them), `client` (one, a whole round) or `server` (a whole round)."""
+    """What is measured.
+
+    Kinds: `generator` (ten masks made), `masks` (ten made and added to a body), `client` (one, a whole round),
+    `stream` (the same, of a client that keeps no body) and `server` (a whole round).
+    """
 
     engine: str  # ours, flower, ckks
     kind: str
@@ -55,6 +59,7 @@ class Meter:
 
     def start(self) -> None:
         """Takes what is resident now (imports, inputs) as the baseline of the peak."""
+        gc.collect()
         _give_back()
         self._before = _status_bytes("VmRSS") or 0
 
@@ -90,7 +95,6 @@ class Meter:
 
 def _give_back() -> None:
     """Lets the allocator return free pages, where it can, so that they are not taken for memory in use."""
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

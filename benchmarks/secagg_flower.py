@@ -17,6 +17,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.common import Code, FitIns, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import encrypt, generate_shared_key
+from flwr.common.secure_aggregation.ndarrays_arithmetic import (
+    parameters_addition,
+    parameters_mod,
+    parameters_subtraction,
+)
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen, share_keys_plaintext_concat
 from flwr.common.serde import message_from_proto, message_to_proto, recorddict_to_proto
@@ -41,13 +46,26 @@ _CHUNK_BYTES = 16  # of a secret, padded, that Flower shares at a time
 _SEED_SHARE_BYTES, _KEY_SHARE_BYTES = 52, 324  # of a 32-byte seed and of a PEM key, as Flower's create_shares pads them
 
 
-def masks(cell: Cell, meter: Meter) -> dict[str, float]:
-    """Counts Flower's generator alone: what it makes is not even added up."""
+def generator(cell: Cell, meter: Meter) -> dict[str, float]:
+    """Counts making ten masks, which are dropped."""
     seeds = [os.urandom(32) for _ in range(NUM_MASKS)]
     meter.start()
     with meter.counting():
         for seed in seeds:
             pseudo_rand_gen(seed, _RING, [(cell.length,)])
+    return {}
+
+
+def masks(cell: Cell, meter: Meter) -> dict[str, float]:
+    """Counts making ten masks and adding them to a body, as the mod does."""
+    seeds = [os.urandom(32) for _ in range(NUM_MASKS)]
+    body = [np.ones(cell.length, np.int64)]
+    meter.start()
+    with meter.counting():
+        for number, seed in enumerate(seeds):
+            mask = pseudo_rand_gen(seed, _RING, [(cell.length,)])
+            body = (parameters_subtraction if number % 2 else parameters_addition)(body, mask)
+        parameters_mod(body, _RING)
     return {}
 
 
@@ -248,4 +266,9 @@ def _over_the_wire(message: Message) -> Message:
     return _from_wire(_to_wire(message))
 
 
-KINDS: dict[str, Callable[[Cell, Meter], dict[str, float]]] = {"masks": masks, "client": client, "server": server}
+KINDS: dict[str, Callable[[Cell, Meter], dict[str, float]]] = {
+    "generator": generator,
+    "masks": masks,
+    "client": client,
+    "server": server,
+}

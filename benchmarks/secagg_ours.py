@@ -23,7 +23,7 @@ from common.secagg import client_role as client_steps
 from common.secagg.checks import Member
 from common.secagg.coding import Coding, decode, encode, require_codable
 from common.secagg.keys import KEY_BYTES
-from common.secagg.masking import Masker, MaskKeys
+from common.secagg.masking import _BLOCK_WORDS, Masker, MaskKeys, _Keystream
 from common.secagg.parameters import Policy, bits_for
 from common.secagg.roster import Member as RosterMember
 from common.secagg.roster import Roster
@@ -37,6 +37,18 @@ _CLIP = 1.0
 _SESSION = SessionId("benchmark", 1, 0)
 Send = Callable[[Iterable[NDArray[np.uint32]]], list[bytes]]
 _HASH = bytes(32)  # in the place of the model's and the configuration's
+
+
+def generator(cell: Cell, meter: Meter) -> dict[str, float]:
+    """Counts making the keystreams of ten masks block by block, which are dropped."""
+    streams = [_Keystream(os.urandom(KEY_BYTES)) for _ in range(NUM_MASKS)]
+    buffer = np.ones(4 * _BLOCK_WORDS + 16, np.uint8)
+    meter.start()
+    with meter.counting():
+        for start in range(0, cell.length, _BLOCK_WORDS):
+            for stream in streams:
+                stream.fill(buffer, 4 * min(_BLOCK_WORDS, cell.length - start))
+    return {}
 
 
 def masks(cell: Cell, meter: Meter) -> dict[str, float]:
@@ -278,6 +290,7 @@ class _Clients:
 
 
 KINDS: dict[str, Callable[[Cell, Meter], dict[str, float]]] = {
+    "generator": generator,
     "masks": masks,
     "client": client,
     "stream": stream,

@@ -47,7 +47,7 @@ _PANELS: tuple[tuple[str, str, Callable[[Entry], bool], Reading], ...] = (
         lambda one: one["kind"] == "server" and one["dropped"] > 0,
         _seconds,
     ),
-    ("Ten masks", "GB/s", lambda one: one["kind"] == "masks", gigabytes_per_second),
+    ("Ten masks, made and added", "GB/s", lambda one: one["kind"] == "masks", gigabytes_per_second),
     ("One client, memory over its update", "bytes per parameter", lambda one: one["kind"] == "client", _memory),
     ("One client, sent", "bytes per parameter", lambda one: one["kind"] == "client", _bytes_up),
 )

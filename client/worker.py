@@ -201,7 +201,7 @@ class Worker:
     def _require_steps(self, steps: int) -> None:
         limit = self.config.privacy.max_local_steps
         if steps < 1 or (self.config.privacy.mode != "none" and steps > limit):
-            raise ProtocolError(f"local_steps = {steps}: this partner allows 1 to {limit}")
+            raise ProtocolError(f"local_steps = {steps}: this partner allows at most {limit}, and at least 1")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -323,7 +323,7 @@ def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask) -> None:
         same = (work.run_id, work.round, work.attempt) == (session.run_id, session.round, session.attempt)
         same = same and (work.weight, len(work.model_D)) == (task.weight, task.length) and task.clip > 0
     if not same:
-        raise ProtocolError("run, round, attempt, weight, length or update_clip differ between masking and work")
+        raise ProtocolError("run, round, attempt, weight, length or update_bound differ between masking and work")
 
 
 def training_event(privacy: PrivacyConfig, run_id: str, round_number: int, attempt: int, steps: int) -> DpEvent:

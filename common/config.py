@@ -121,7 +121,7 @@ class AggregationConfig:
     weights: Literal["equal", "declared"] = "declared"  # declared = the user count that a partner publishes
     min_partners: Annotated[int, Field(ge=1)] = 3
     colluders: Annotated[int, Field(ge=0)] = 1  # partners that may collude with the server and still learn only sums
-    update_clip: Annotated[float, Field(gt=0, le=1e6)] = 4.0  # bound on one coordinate of a weighted update
+    update_bound: Annotated[float, Field(gt=0, le=1_000_000)] = 4.0  # bound on one coordinate of a weighted update
     groups: Annotated[int, Field(ge=1)] = 1  # over 1: a sum per group, and the median of their means (robust)
     timeout_seconds: PositiveFloat = 600.0  # of joining and training
     stage_timeout_seconds: PositiveFloat = 60.0  # of each short stage of secure aggregation
@@ -151,6 +151,21 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SimulationConfig:
+    """Faults that a simulation plays at its partners; nothing of it reaches a deployed one."""
+
+    dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0  # chance that a partner falls silent in a round
+    attack: Literal["none", "boost", "sign_flip", "label_flip", "garbage", "nan"] = "none"
+    attackers: Annotated[int, Field(ge=0)] = 0  # partners that attack in every round, the first so many by hash
+    attack_factor: PositiveFloat = 10.0  # of boost and sign_flip: what an update is multiplied by
+
+    @property
+    def faulty(self) -> bool:
+        """Whether any partner behaves otherwise than a deployed one."""
+        return self.dropout_rate > 0 or self.attackers > 0
+
+
+@dataclass(frozen=True, config=STRICT)
 class OutputConfig:
     """What a run leaves behind, and what it is called."""
 
@@ -169,6 +184,7 @@ class Config:
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
+    simulation: SimulationConfig = Field(default_factory=SimulationConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
@@ -202,6 +218,7 @@ def _cross_checks(config: Config) -> list[str]:
             " lower it, or raise data.partners or round.partners_per_round"
         )
     problems += _secure_checks(config.aggregation, cohort)
+    problems += _attack_checks(config.simulation, config)
     if data.source in ("files", "movietweetings") and not data.path:
         problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
     if data.source == "files" and not data.card:
@@ -222,11 +239,33 @@ def _secure_checks(aggregation: AggregationConfig, cohort: int) -> list[str]:
             f"aggregation.min_partners = {aggregation.min_partners}: a secure sum needs at least {least} partners"
             f" (aggregation.colluders = {aggregation.colluders}), or a single update could be worked out from it"
         )
+    if aggregation.groups == 2:
+        problems.append("aggregation.groups = 2: the median of two means is their mean; use 1, or at least 3")
     if aggregation.groups > 1 and cohort // aggregation.groups < aggregation.colluders + 3:
         problems.append(
             f"aggregation.groups = {aggregation.groups}: {cohort} partners make groups of"
             f" {cohort // aggregation.groups}, at least {aggregation.colluders + 3} are needed; use fewer groups"
             " or more partners"
+        )
+    return problems
+
+
+def _attack_checks(simulation: SimulationConfig, config: Config) -> list[str]:
+    """Returns what contradicts itself in the attack that a simulation plays."""
+    attack, attackers = simulation.attack, simulation.attackers
+    problems = []
+    if attackers and attack == "none":
+        problems.append(f'simulation.attackers = {attackers}: simulation.attack = "none" gives them nothing to do')
+    if attack != "none" and not attackers:
+        problems.append(f'simulation.attack = "{attack}": nobody attacks; set simulation.attackers to at least 1')
+    if attackers >= config.data.partners:
+        problems.append(
+            f"simulation.attackers = {attackers}: must be fewer than data.partners = {config.data.partners}"
+        )
+    if attack == "garbage" and config.aggregation.method == "plain":
+        problems.append(
+            'simulation.attack = "garbage": it sends words of the masked ring, and aggregation.method = "plain" has'
+            ' none; use "boost" or "nan"'
         )
     return problems
 

@@ -123,6 +123,7 @@ class SecureAggregator:
         if unmaskings is None:
             return None
         outcome = Collected()
+        self._note(outcome, "asked", sum(len(unmasking.sealed) for unmasking in unmaskings))
         for unmasking in unmaskings:
             self._strip(unmasking, outcome)
         return outcome
@@ -158,7 +159,7 @@ class SecureAggregator:
     ) -> list[Tally]:
         """Fixes U2 and the grid of every group; groups that are too small are left out."""
         weights = {number: self.roster.member(number).weight for number in works}
-        clip = self.config.update_clip if round_number else 0.0
+        clip = self.config.update_bound if round_number else 0.0
         model_hash, config_hash = next(iter(works.values())).hashes()
 
         def fix(tally: Tally) -> None:

@@ -26,6 +26,8 @@ from common.runfolder import RunFolder, write_json
 from server.app import app as server_app
 from server.modelfolder import num_parameters
 from server.report import write_report
+from simulations.attackers import attackers_of
+from simulations.faults import app as faulty_client_app
 from simulations.floors import compute_floors
 from simulations.flower import run_in_flower
 from simulations.grid import InProcessGrid
@@ -96,6 +98,8 @@ def _simulate(config: Config, folder: RunFolder, console: Console, resume: bool,
         | {"floors_seconds": time.monotonic() - trained, "total_seconds": time.monotonic() - started}
     )
     metrics["machine"] = _machine(engine)
+    if config.simulation.faulty:  # so that nobody takes its figures for those of honest, reachable partners
+        metrics["simulation"] = to_table(config.simulation) | {"attacking": sorted(attackers_of(config))}
     write_json(folder.metrics, metrics)
     if config.output.report:
         write_report(folder)
@@ -115,7 +119,8 @@ def _complain_of_failed_rounds(rounds: Sequence[Mapping[str, Any]], console: Con
     if not failed:
         return
     reasons = sorted({reason for record in failed for reason in record.get("failures", {}).values()})
-    text = f"{len(failed)} of {len(rounds)} rounds were not aggregated: {'; '.join(reasons[:3]) or failed[0]['error']}"
+    text = f"{len(failed)} of {len(rounds)} rounds were not aggregated, round {failed[0]['round']}: {failed[0]['error']}"
+    text += f" ({'; '.join(reasons[:3])})" if reasons else ""
     if len(failed) == len(rounds):
         raise HushclickError(f"{text}; the model is as it was at the start")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -162,8 +167,9 @@ def _run_apps(config: Config, folder: RunFolder, engine: str) -> BudgetExhausted
     if engine == "flower":
         return _run_flower(config, folder)
     run_config = {"run-folder": str(folder.root)}
+    clients = faulty_client_app if config.simulation.faulty else client_app
     try:
-        with InProcessGrid(client_app, config.data.partners, run_config, config.output.jobs) as grid, _ctrl_c(grid):
+        with InProcessGrid(clients, config.data.partners, run_config, config.output.jobs) as grid, _ctrl_c(grid):
             grid.run_server(server_app, run_config)
             grid.raise_if_interrupted()
     except BudgetExhausted as error:
@@ -195,7 +201,8 @@ def _ctrl_c(grid: InProcessGrid) -> Iterator[None]:
 def _run_flower(config: Config, folder: RunFolder) -> BudgetExhausted | None:
     folder.metrics.unlink(missing_ok=True)  # Flower ends with 0 when a run fails: what counts is what the server wrote
     log_path = folder.root / "flower.log"
-    run_in_flower(config.data.partners, folder.root, log_path)
+    clients = "simulations.faults:app" if config.simulation.faulty else "client.app:app"
+    run_in_flower(config.data.partners, folder.root, log_path, client=clients)
     if not folder.metrics.exists():
         raise HushclickError(f"the run failed inside Flower; its log is {log_path}")
     reason = read_metrics(folder)["stopped"]

@@ -9,7 +9,7 @@ import pandas as pd
 import tomli_w
 from conftest import random_rows
 
-from client.partner import PartnerConfig, dump_partner, load_partner
+from client.partner import PartnerAggregation, PartnerConfig, dump_partner, load_partner
 from client.worker import Worker
 from common.card import canonical_card
 from common.clicks import write_clicks
@@ -40,6 +40,7 @@ def write_partner(
         declared_users=12,
         model=ModelConfig(**({"encoder": f"path:{encoder}", "width": 4, "hidden": 4} | (model or {}))),
         privacy=replace(PRIVACY, **privacy),
+        aggregation=PartnerAggregation(method="plain"),
     )
     (home / "partner.toml").write_text(dump_partner(config), encoding="utf-8")
     return load_partner(home / "partner.toml")

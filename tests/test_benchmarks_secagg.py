@@ -36,7 +36,8 @@ def test_every_engine_has_every_cell(out: Path) -> None:
     result = json.loads((out / "secagg.json").read_text())
     places = [(cell["engine"], cell["kind"], cell["dropped"]) for cell in result["cells"]]
     parties = {(engine, *place) for engine in ENGINES for place in (("client", 0), ("server", 0), ("server", 1))}
-    assert set(places) == parties | {("ours", "masks", 0), ("flower", "masks", 0), ("ours", "stream", 0)}
+    masks = {(engine, kind, 0) for engine in ("ours", "flower") for kind in ("generator", "masks")}
+    assert set(places) == parties | masks | {("ours", "stream", 0)}
     assert len(places) == len(set(places))
     assert result["packages"].keys() >= {"cryptography", "flwr", "numpy"}
     assert bool(result["skipped"]) is not HAS_TENSEAL
@@ -196,12 +197,13 @@ def test_the_full_plan_sees_every_target(monkeypatch: pytest.MonkeyPatch, tmp_pa
     result = secagg.measure(Options(scratch=tmp_path))
     found = tables(result)
     assert [table.row_count for table in found][-1] == len(TARGETS)
-    seen = [list(column.cells) for column in found[-1].columns][2]
-    assert seen[0] == "5.0 (5.0 to 5.0) x"
-    assert seen[2] == "4.0 (4.0 to 4.0) GB/s"  # 10 masks of 4 MB in 10 ms
-    assert "and 60 per partner" in seen[10]  # most where the body has least room: 4 partners, 1e5
-    assert seen[11] == "6.0 (6.0 to 6.0) B"
-    baselines = [cell for cell in result["cells"] if cell["engine"] != "ours" and cell["kind"] != "masks"]
+    what, _, seen = (list(column.cells) for column in found[-1].columns)
+    by_name = dict(zip(what, seen, strict=True))
+    assert by_name["10 masks made, 1e6, against Flower"] == "5.0 (5.0 to 5.0) x"
+    assert by_name["10 masks made and added, 1e7"] == "4.0 (4.0 to 4.0) GB/s"  # 10 masks of 40 MB in 100 ms
+    assert "and 60 per partner" in by_name["bytes up, the most over all sizes"]  # 4 partners, 1e5
+    assert by_name["extra client memory a parameter, n = 10, 1e8"] == "6.0 (6.0 to 6.0) B"
+    baselines = [cell for cell in result["cells"] if cell["engine"] != "ours" and cell["partners"]]
     beyond = {(cell["kind"], cell["partners"]) for cell in baselines if cell["length"] * cell["partners"] > 10**7}
     assert beyond == {("client", 100)}
     assert max(cell["length"] for cell in baselines) == 10**6

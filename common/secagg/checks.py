@@ -95,8 +95,8 @@ def check_grid(member: Member, task: MaskTask, num_participants: int) -> None:
     if not policy.least_bits <= task.bits <= policy.most_bits:
         raise ProtocolError(f"bits = {task.bits}: this partner allows {policy.least_bits} to {policy.most_bits}")
     Coding(task.bits, task.clip).require_room(num_participants)
-    if task.clip > policy.most_clip:
-        raise ProtocolError(f"update_clip = {task.clip}: this partner's aggregation.most_clip is {policy.most_clip:g}")
+    if task.clip > policy.most_bound:
+        raise ProtocolError(f"update_bound = {task.clip}: this partner's aggregation.most_bound is {policy.most_bound:g}")
     # Neither more nor less: where others would weigh next to nothing, the sum would be one partner's contribution.
     pinned = member.roster.member(member.number).weight
     if task.weight != pinned:

@@ -41,7 +41,7 @@ class Coding:
         if not 2 <= self.bits <= 30:
             raise ProtocolError(f"bits = {self.bits}: must be from 2 to 30")
         if not (math.isfinite(self.clip) and self.clip >= 0):
-            raise ProtocolError(f"update_clip = {self.clip}: must be finite and at least 0")
+            raise ProtocolError(f"update_bound = {self.clip}: must be finite and at least 0")
 
     @property
     def limit(self) -> int:
@@ -74,7 +74,7 @@ def require_codable(value_D: NDArray[Any], weight: float, coding: Coding) -> Non
         if not math.isfinite(largest):
             raise ProtocolError("an update with values that are not finite; lower round.learning_rate")
         if largest > (coding.clip or coding.limit - 1):
-            bound = f"aggregation.update_clip = {coding.clip:g}" if coding.clip else f"2^{coding.bits - 1} - 1"
+            bound = f"aggregation.update_bound = {coding.clip:g}" if coding.clip else f"2^{coding.bits - 1} - 1"
             raise ProtocolError(f"an update with values over {bound}; raise the bound or lower round.learning_rate")
 
 

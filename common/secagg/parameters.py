@@ -24,7 +24,7 @@ class Policy:
         least_participants: fewest advertisements (|U1|) that it shares secrets with, and fewest survivors of a sum.
         least_threshold: smallest threshold on top of what `colluders` asks for.
         least_bits, most_bits: range of bits per coordinate.
-        most_clip: largest bound on a coordinate.
+        most_bound: largest bound on a coordinate.
     """
 
     colluders: int = 1
@@ -32,7 +32,7 @@ class Policy:
     least_threshold: int = 2
     least_bits: int = 12
     most_bits: int = MOST_BITS
-    most_clip: float = 1e6
+    most_bound: float = 1e6
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ PARTNER = PartnerConfig(
     ledger="../ledger.jsonl",
     state="state",
     declared_users=1200,
+    identity="identity.pem",
+    roster="roster.toml",
     model=ModelConfig(width=8),
     privacy=PrivacyConfig(noise_multiplier=1.1, fixed_seed=3),
 )

@@ -13,6 +13,7 @@ import pytest
 from conftest import random_rows
 from partner_folder import PLAN, start_model, task_for, write_partner
 
+import client.sent
 import client.worker
 from client.budget import Budget
 from client.partner import PartnerConfig
@@ -365,7 +366,7 @@ def test_an_update_that_cannot_be_kept_does_not_leave(make: Make, monkeypatch: p
     def refuse(*_: Any) -> None:
         raise HushclickError("disk full")
 
-    monkeypatch.setattr(client.worker, "write_atomically", refuse)
+    monkeypatch.setattr(client.sent, "write_atomically", refuse)
     with pytest.raises(HushclickError, match="disk full"):
         worker.train(task)
 

@@ -41,7 +41,7 @@ SECTIONS = (DataConfig, ModelConfig, RoundConfig, PrivacyConfig, AggregationConf
 LOOSE = Config(
     data=DataConfig(partners=65_536, path="log.csv", card="card.toml"),
     privacy=PrivacyConfig(mode="none"),
-    aggregation=AggregationConfig(min_partners=1),
+    aggregation=AggregationConfig(min_partners=3),
 )
 
 
@@ -135,8 +135,8 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
         inner[path[-1]] = draw(values_of(kind, found))
     table["data"]["partners"] = 65_536
     table["data"]["path"], table["data"]["card"] = table["data"]["path"] or "p", table["data"]["card"] or "c"
-    table["round"]["partners_per_round"] = min(table["round"]["partners_per_round"], 65_536)
-    table["aggregation"]["min_partners"] = 1
+    table["round"]["partners_per_round"] = min(max(table["round"]["partners_per_round"], 3), 65_536)
+    table["aggregation"] |= {"method": "secure", "min_partners": 3, "colluders": 1, "groups": 1}
     table["privacy"]["max_local_steps"] = max(table["privacy"]["max_local_steps"], table["round"]["local_steps"])
     if table["privacy"]["mode"] != "none":
         table["model"]["item_rates"] = "none"
@@ -196,7 +196,8 @@ def test_a_whole_float_is_no_integer(path: tuple[str, ...]) -> None:
         ({"data": {"generator": {"user": 1}}}, "data.generator.user: unknown key; did you mean data.generator.users?"),
         (
             {"aggregation": {"zzz": 1}},
-            "aggregation.zzz: unknown key; known: method, weights, min_partners, timeout_seconds",
+            "aggregation.zzz: unknown key; known: method, weights, min_partners, colluders, update_bound, groups,"
+            " timeout_seconds, stage_timeout_seconds",
         ),
         ({"round": 3}, "round = 3: input should be an object"),
         ({"round": [{"seed": 1}]}, 'round = [{"seed": 1}]: input should be an object'),
@@ -222,6 +223,13 @@ def test_every_problem_is_told_at_once() -> None:
             ["partners_per_round = 5", "data.partners = 4"],
         ),
         ({"data": {"partners": 2}}, ["aggregation.min_partners = 3", "at most the 2 partners"]),
+        (
+            {"aggregation": {"min_partners": 2}},
+            ["aggregation.min_partners = 2", "at least 3 partners", "colluders = 1"],
+        ),
+        ({"aggregation": {"colluders": 2}}, ["aggregation.min_partners = 3", "at least 4 partners", "colluders = 2"]),
+        ({"aggregation": {"groups": 2}}, ["aggregation.groups = 2", "groups of 3", "at least 4 are needed"]),
+        ({"aggregation": {"groups": 2, "method": "plain"}}, ["aggregation.groups = 2", 'method = "secure"']),
         ({"round": {"partners_per_round": 2}}, ["aggregation.min_partners = 3", "at most the 2 partners"]),
         ({"data": {"source": "files"}}, ["data.path is empty", "data.card is empty"]),
         ({"data": {"source": "movietweetings"}}, ['data.path is empty: data.source = "movietweetings" needs it']),
@@ -368,9 +376,13 @@ def test_each_field_changes_the_fingerprint(
     if path in (("data", "path"), ("data", "card")):
         allowed = st.just("other")
     if path == ("round", "partners_per_round"):
-        allowed = st.integers(1, 65_536)
+        allowed = st.integers(3, 65_536)
     if path == ("aggregation", "min_partners"):
-        allowed = st.integers(2, 65_536)
+        allowed = st.integers(4, 65_536)
+    if path == ("aggregation", "colluders"):
+        allowed = st.just(0)
+    if path == ("aggregation", "groups"):
+        allowed = st.integers(2, 1000)
     if path == ("privacy", "mode"):
         allowed = st.just("local")
     other = parse_config(with_value(path, data.draw(allowed)))

@@ -28,7 +28,7 @@ COUNTS = np.array([[1.0, 0.0, 2.0], [4.0, 0.0, 2.0]])
 TASK = TrainTask("run", 3, 0, 0.5, "f" * 64, PLAN, np.array([1.5, -2.25, 0.0], np.float32))
 MESSAGES = [
     JoinTask("run-é"),
-    JoinReply("shop", 120, "a" * 64, True),
+    JoinReply("shop", 120, "a" * 64, True, "b" * 64),
     StatisticsTask("run", ("i1", "")),
     StatisticsReply(COUNTS),
     CatalogueTask("run", ("a", "b", "c"), COUNTS),
@@ -154,7 +154,7 @@ def test_promise_1_a_reply_with_anything_beside_is_refused() -> None:
 
 
 def test_a_scalar_message_with_an_array_is_refused() -> None:
-    record = JoinReply("shop", 1, "f", False).to_record()
+    record = JoinReply("shop", 1, "f", False, "").to_record()
     record["hushclick.arrays"] = array_record()
     with pytest.raises(ProtocolError, match="records"):
         JoinReply.from_record(record)
@@ -225,7 +225,7 @@ def test_a_kind_and_the_body_of_another_are_refused() -> None:
 
 @pytest.mark.parametrize("users", [0, -3])
 def test_a_partner_declares_at_least_one_user(users: int) -> None:
-    record = JoinReply("shop", users, "f", False).to_record()
+    record = JoinReply("shop", users, "f", False, "").to_record()
     with pytest.raises(ProtocolError, match="declared_users"):
         JoinReply.from_record(record)
 

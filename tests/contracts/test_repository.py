@@ -89,7 +89,7 @@ KEYS = {
         "mode unit epsilon delta noise_multiplier clip sampling_rate"
         " max_impressions_per_user max_local_steps fixed_seed"
     ),
-    "aggregation": "method weights min_partners timeout_seconds",
+    "aggregation": "method weights min_partners colluders update_bound groups timeout_seconds stage_timeout_seconds",
     "server": "optimiser learning_rate momentum beta2 tau evaluate_every bootstrap_samples floors",
     "output": "title report jobs",
 }

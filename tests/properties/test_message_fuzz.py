@@ -23,7 +23,7 @@ from common.messages import (
 COUNTS = np.array([[1.0, 0.0], [4.0, 0.0]])
 MESSAGES = [
     JoinTask("run"),
-    JoinReply("shop", 120, "a" * 64, True),
+    JoinReply("shop", 120, "a" * 64, True, "b" * 64),
     StatisticsTask("run", ("i1", "i2")),
     StatisticsReply(COUNTS),
     CatalogueTask("run", ("a", "b"), COUNTS),

@@ -22,6 +22,7 @@ STATE = Checkpoint(
     optimiser={"first": np.array([0.1, 0.2, 0.3]), "second": np.zeros(3)},
     rounds=[{"round": 1, "auc": 0.61, "failures": {"shop": "läuft nicht"}}, {"round": 2, "auc": None}],
     exhausted=("a", "b"),
+    starts=2,
 )
 
 
@@ -120,13 +121,14 @@ def test_a_folder_is_damaged(tmp_path: Path) -> None:
 
 
 FACTS = {
-    "version": 1,
+    "version": 2,
     "run_id": "run",
     "config_fingerprint": "a" * 64,
     "layout": "b" * 64,
     "round": 3,
     "rounds": [],
     "exhausted": [],
+    "starts": 0,
 }
 
 
@@ -150,7 +152,7 @@ def test_a_missing_fact_is_damage(missing: str, path: Path) -> None:
         load(path)
 
 
-@pytest.mark.parametrize("facts", ["[]", "3", "null", "{", "", '{"version": 1}'])
+@pytest.mark.parametrize("facts", ["[]", "3", "null", "{", "", '{"version": 2}'])
 def test_facts_of_another_kind_are_damage(facts: str, path: Path) -> None:
     write(path, facts)
     with pytest.raises(CheckpointError, match="damaged"):
@@ -163,10 +165,10 @@ def test_no_facts_at_all_are_damage(path: Path) -> None:
         load(path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, "2"])
 def test_another_version_is_named(version: Any, path: Path) -> None:
     write(path, FACTS | {"version": version})
-    with pytest.raises(CheckpointError, match=f"version {version}, this program reads version 1"):
+    with pytest.raises(CheckpointError, match=f"version {version}, this program reads version 2"):
         load(path)
 
 

@@ -60,7 +60,7 @@ def run(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[C
             "model": {"encoder": f"path:{tiny_encoder}", "width": 4, "hidden": 4},
             "round": {"num_rounds": 2, "local_steps": 2, "learning_rate": 0.05},
             "privacy": {"sampling_rate": 0.5},
-            "aggregation": {"min_partners": 1},
+            "aggregation": {"method": "plain", "min_partners": 1},
             "server": {"bootstrap_samples": 50},
         }
     )

@@ -123,8 +123,8 @@ def test_coding_leaves_its_input_alone() -> None:
         (np.nan, "not finite"),
         (np.inf, "not finite"),
         (-np.inf, "not finite"),
-        (1.001, r"over aggregation.update_clip = 1; raise the bound"),
-        (-1.001, r"over aggregation.update_clip = 1; raise the bound"),
+        (1.001, r"over aggregation.update_bound = 1; raise the bound"),
+        (-1.001, r"over aggregation.update_bound = 1; raise the bound"),
     ],
 )
 def test_without_privacy_what_the_grid_cannot_hold_is_refused(value: float, text: str) -> None:
@@ -188,5 +188,5 @@ def test_bits_that_no_grid_has(bits: int) -> None:
 
 @pytest.mark.parametrize("clip", [-1.0, math.nan, math.inf])
 def test_clips_that_no_grid_has(clip: float) -> None:
-    with pytest.raises(ProtocolError, match=f"update_clip = {clip}: must be finite and at least 0"):
+    with pytest.raises(ProtocolError, match=f"update_bound = {clip}: must be finite and at least 0"):
         Coding(8, clip)

@@ -91,7 +91,15 @@ def test_slots_take_eight_bytes_a_word_of_their_own_key() -> None:
 
 @pytest.mark.parametrize(
     "sizes",
-    [[1] * 40, [7, 33], [BLOCK, BLOCK, 5], [BLOCK - 1, 2, BLOCK + 3], [3 * BLOCK + 1], [4, 0, 12, BLOCK], [2, 2, 1, 99]],
+    [
+        [1] * 40,
+        [7, 33],
+        [BLOCK, BLOCK, 5],
+        [BLOCK - 1, 2, BLOCK + 3],
+        [3 * BLOCK + 1],
+        [4, 0, 12, BLOCK],
+        [2, 2, 1, 99],
+    ],
 )
 def test_piece_by_piece_is_as_in_one_go(sizes: list[int]) -> None:
     """Pieces of any sizes, also those that end within a cipher block."""

@@ -44,7 +44,7 @@ def test_the_modulus_is_the_first_prime_over_2_to_256() -> None:
     assert is_probably_prime(2**127 - 1, bases)  # the test accepts and
     assert not is_probably_prime(PRIME + 2, bases)  # rejects
     assert not is_probably_prime((2**61 - 1) * (2**89 - 1), bases)
-    assert SHARE_BYTES == (PRIME.bit_length() + 7) // 8
+    assert (PRIME.bit_length() + 7) // 8 == SHARE_BYTES
 
 
 def test_shares_by_hand() -> None:
