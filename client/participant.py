@@ -7,9 +7,10 @@ which round of a run was unmasked. The round's secrets lie in a `RoundStore` and
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ from common.secagg.wire import (
     UnmaskTask,
     Upload,
 )
+
+# Every attempt shows the server a new graph of neighbours, or new groups; it may not try for long (docs/PROTOCOL.md).
+MOST_ATTEMPTS = 16
 
 _AFTER = {Advertised: "ADVERTISE", Shared: "SHARE", Masked: "MASK"}
 S = TypeVar("S", Advertised, Shared, Masked)
@@ -102,7 +106,16 @@ class Participant:
         return pieces, upload
 
     def confirm(self, task: ConfirmTask) -> bytes:
-        """Stage 3: returns the consistency signature."""
+        """Stage 3: returns the consistency signature.
+
+        Round 0, exact statistics, is summed over the whole roster or not at all: two sums over sets that differ by one
+        partner would show that partner's counts.
+        """
+        if task.session.round == 0 and len(task.survivors) != len(self._member.roster):
+            raise ProtocolError(
+                f"statistics of {len(task.survivors)} partners: all {len(self._member.roster)} of the roster must take"
+                " part"
+            )
         after, signature = client_role.confirm(self._member, self._state(task.session, Masked), task)
         self._keep(after)
         return signature
@@ -111,8 +124,8 @@ class Participant:
         """Stage 4: the round is final here before a share leaves, and its secrets are gone."""
         state = self._state(task.session, Masked)
         revealed = client_role.unmask(self._member, state, task)
-        _Register(self._folder, task.session.run_id).finish(task.session.round)
-        self._store.erase(state.session.hex())
+        for name in _Register(self._folder, task.session.run_id).finish(task.session.round):
+            self._store.erase(name)
         return revealed
 
     def _keep(self, state: State) -> None:
@@ -120,7 +133,9 @@ class Participant:
 
     def _state(self, session: SessionId, kind: type[S]) -> S:
         hashed = session_hash(session.run_id, session.round, session.attempt, self._member.roster.hash)
-        blob = self._store.get(hashed.hex())
+        # The register decides, not the store: what a disk brings back after a power cut is not answered again.
+        under_way = _Register(self._folder, session.run_id).is_under_way(session, hashed.hex())
+        blob = self._store.get(hashed.hex()) if under_way else None
         if blob is None:
             raise ProtocolError(
                 f"round {session.round}, attempt {session.attempt}: not under way here (never begun, already unmasked,"
@@ -137,47 +152,69 @@ class _Register:
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self._path = folder / f"rounds-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.json"
-        self._facts: dict[str, Any] = {"run_id": run_id, "final": -1, "begun": {}}
         try:
             found = json.loads(self._path.read_bytes())
-            if not (type(found["final"]) is int and all(type(a) is int for a, _ in found["begun"].values())):
-                raise ValueError
-            self._facts = found
+            self._final = int(found["final"])
+            self._begun = {int(key): _Begun(*value) for key, value in found["begun"].items()}
         except FileNotFoundError:
-            pass
+            self._final, self._begun = -1, {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise LedgerError(
                 f"{self._path.name}: damaged; which rounds were answered is unknown, so none is answered any more"
             ) from None
 
     def require_new(self, session: SessionId) -> None:
-        """Raises `ProtocolError` for an attempt that was begun before, or at a round that is final."""
-        if session.round <= self._facts["final"]:
+        """Raises `ProtocolError` for an attempt that was begun before, one too many, or at a round that is final."""
+        if session.round <= self._final:
+            raise ProtocolError(f"round {session.round}: round {self._final} was unmasked already; it is final")
+        last = self._begun.get(session.round)
+        if last is None:
+            return
+        if session.attempt <= last.attempt:
             raise ProtocolError(
-                f"round {session.round}: round {self._facts['final']} was unmasked already; it is final"
+                f"round {session.round}, attempt {session.attempt}: attempt {last.attempt} was begun already"
             )
-        last, _ = self._facts["begun"].get(str(session.round), (-1, ""))
-        if session.attempt <= last:
-            raise ProtocolError(f"round {session.round}, attempt {session.attempt}: attempt {last} was begun already")
+        if last.tries >= MOST_ATTEMPTS:
+            raise ProtocolError(f"round {session.round}: {last.tries} attempts were begun, there is no other")
 
     def begin(self, session: SessionId, name: str) -> list[str]:
         """Writes down an attempt; returns the names of what earlier ones left behind."""
-        begun = self._facts["begun"]
+        tries = self._begun[session.round].tries if session.round in self._begun else 0
         # A round ahead may be under way beside this one; what is older is over.
-        old = [key for key in begun if int(key) < session.round - 1 or int(key) == session.round]
-        left = [begun[key][1] for key in old]
-        for key in old:
-            del begun[key]
-        begun[str(session.round)] = [session.attempt, name]
-        self._facts["final"] = max(self._facts["final"], session.round - 2)
+        self._final = max(self._final, session.round - 2)
+        left = self._drop(lambda number: number <= self._final or number == session.round)
+        self._begun[session.round] = _Begun(session.attempt, name, tries + 1)
         self._write()
         return left
 
-    def finish(self, round_number: int) -> None:
-        """Writes down that a round is final."""
-        self._facts["final"] = max(self._facts["final"], round_number)
-        self._facts["begun"] = {key: value for key, value in self._facts["begun"].items() if int(key) > round_number}
+    def finish(self, round_number: int) -> list[str]:
+        """Writes down that a round is final; returns the names of what it and those before it leave behind."""
+        self._final = max(self._final, round_number)
+        left = self._drop(lambda number: number <= self._final)
         self._write()
+        return left
+
+    def is_under_way(self, session: SessionId, name: str) -> bool:
+        """Whether this very attempt is the last one begun at a round that is not final."""
+        begun = self._begun.get(session.round)
+        return begun is not None and (begun.attempt, begun.name) == (session.attempt, name)
+
+    def _drop(self, over: Callable[[int], bool]) -> list[str]:
+        left = [begun.name for number, begun in self._begun.items() if over(number)]
+        self._begun = {number: begun for number, begun in self._begun.items() if not over(number)}
+        return left
 
     def _write(self) -> None:
-        write_atomically(self._path, json.dumps(self._facts).encode())
+        facts = {"final": self._final, "begun": {number: astuple(begun) for number, begun in self._begun.items()}}
+        write_atomically(self._path, json.dumps(facts).encode())
+
+
+@dataclass(frozen=True)
+class _Begun:
+    attempt: int
+    name: str  # of its state in the round store
+    tries: int  # attempts at this round so far
+
+    def __post_init__(self) -> None:
+        if not (type(self.attempt) is int and type(self.name) is str and type(self.tries) is int):
+            raise ValueError

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from common.errors import ProtocolError
+from common.runfolder import write_atomically
 from common.secagg.keys import derive
 
 _NONCE_BYTES = 12
@@ -60,13 +61,10 @@ class SealedRoundStore:
         self._key = derive(identity.private_bytes_raw(), b"", "round store")
 
     def put(self, name: str, blob: bytes) -> None:
-        """Keeps a blob; half-written files never show."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Keeps a blob, on the disk before this returns: a power cut never brings an older one back."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         nonce = os.urandom(_NONCE_BYTES)
-        fresh = self._folder / f"{name}.new"
-        fresh.write_bytes(nonce + AESGCM(self._key).encrypt(nonce, blob, name.encode()))
-        fresh.chmod(0o600)
-        fresh.replace(self._folder / name)
+        write_atomically(self._folder / name, nonce + AESGCM(self._key).encrypt(nonce, blob, name.encode()))
 
     def get(self, name: str) -> bytes | None:
         """Returns a blob, or raises `ProtocolError` for one that was altered."""

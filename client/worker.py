@@ -40,6 +40,7 @@ from common.messages import (
     StatisticsTask,
     TrainReply,
     TrainTask,
+    counts_hash,
 )
 from common.model.click_model import ClickModel, build_model
 from common.pretrained import Pretrained, locate
@@ -158,7 +159,7 @@ class Worker:
         _require_one_task(task, work)
         coding = Coding(task.bits, task.clip)
         with self._alone():
-            opened = self._secure.open(task, *work.hashes())
+            opened = self._secure.open(task, *work.hashes(self._counts_hash()))
             value_D: NDArray[Any]
             if isinstance(work, StatisticsTask):
                 key, value_D = bytes(32), self._item_counts(work).astype(np.int64).reshape(-1)
@@ -275,10 +276,18 @@ class Worker:
         store = TextStates(self._pretrained, model.max_tokens, default_cache_dir(model.cache))
         table = shared_table(self._pretrained.fingerprint, model.max_tokens, self._pretrained.width)
         states_TE, text_N = table.rows_of(list(rows["text"]), store)
-        counts = None
-        if model.item_rates == "exact" and self._catalogue_path.exists():
-            counts = {item: tuple(pair) for item, pair in json.loads(self._catalogue_path.read_bytes()).items()}
-        return featurise(rows, text_N, states_TE, model, item_counts=counts)
+        return featurise(rows, text_N, states_TE, model, item_counts=self._known_counts())
+
+    def _known_counts(self) -> dict[str, tuple[float, float]] | None:
+        """Returns the summed item counts that this partner was told, if its features use them."""
+        if self.config.model.item_rates != "exact" or not self._catalogue_path.exists():
+            return None
+        told = json.loads(self._catalogue_path.read_bytes())
+        return {item: (clicks, shown) for item, (clicks, shown) in told.items()}
+
+    def _counts_hash(self) -> bytes:
+        counts = self._known_counts()
+        return b"" if counts is None else counts_hash(counts)
 
     def _model(self) -> ClickModel:
         return thread_model(self.config.model, self._pretrained.width, 2 if self._has_purchases else 1)

@@ -17,6 +17,7 @@ bytes with explicit dtype and shape.
 import hashlib
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -103,6 +104,12 @@ def _counts(record: RecordDict) -> NDArray[np.float64]:
     return counts_2I
 
 
+def counts_hash(counts: Mapping[str, tuple[float, float]]) -> bytes:
+    """Returns the hash of item -> (clicks, impressions), in any order."""
+    parts = [part for item in sorted(counts) for part in (item, struct.pack("<dd", *counts[item]))]
+    return digest("item counts", *parts)
+
+
 def _types(kind: type) -> dict[str, type]:
     """Returns field name -> type of a dataclass of scalars."""
     return {field.name: field.type for field in fields(kind)}  # type: ignore[misc]
@@ -172,7 +179,7 @@ class StatisticsTask:
     run_id: str
     catalogue: tuple[str, ...]
 
-    def hashes(self) -> tuple[bytes, bytes]:
+    def hashes(self, _item_counts: bytes) -> tuple[bytes, bytes]:
         """Returns the hash of the catalogue, and that of an empty configuration."""
         return digest("catalogue", *self.catalogue), digest("no plan")
 
@@ -248,13 +255,17 @@ class TrainTask:
     plan: TrainingPlan
     model_D: NDArray[np.float32]
 
-    def hashes(self) -> tuple[bytes, bytes]:
+    def hashes(self, item_counts: bytes) -> tuple[bytes, bytes]:
         """Returns the hash of the global weights and that of the public configuration: all partners must have these.
 
-        A partner that trained from other weights, or faster, than its peers would stand out from their sum.
+        A partner that trained from other weights, faster, or with features that its peers do not have would stand out
+        from their sum.
+
+        Args:
+            item_counts: `counts_hash` of the summed item counts that features use; empty where they use none.
         """
         plan = struct.pack("<dd", self.plan.learning_rate, self.plan.weight_decay)
-        config = digest("plan", self.fingerprint, self.plan.local_steps, self.plan.client_optimiser, plan)
+        config = digest("plan", self.fingerprint, self.plan.local_steps, self.plan.client_optimiser, plan, item_counts)
         return digest("model", hashlib.sha256(self.model_D.astype("<f4", copy=False).data).digest()), config
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from common.config import Config, fingerprint, load_config
 from common.contribution import LocalDelta, RunningSum
 from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
-from common.messages import TRAIN_UPDATE, TrainingPlan, TrainTask
+from common.messages import TRAIN_UPDATE, TrainingPlan, TrainTask, counts_hash
 from common.model.click_model import ClickModel, build_model
 from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder, write_json
@@ -113,6 +113,8 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         aggregator = SecureAggregator(grid, config.aggregation, roster, numbers, run_id, starts, journal)
     exact = config.model.item_rates == "exact"
     counts = item_counts(grid, config, folder, run_id, nodes, aggregator) if exact else None
+    if aggregator and counts is not None:
+        aggregator.item_counts = counts_hash(counts)
     heldout = load_heldout(folder.central, config.model, pretrained, counts)
     optimiser = ServerOptimiser(config.server, len(read_vector(model)))
     weights = {partner: roster.member(roster.number(partner)).weight for partner in nodes}

@@ -51,7 +51,7 @@ class Work(Protocol):
     def to_record(self) -> RecordDict:
         """Returns it as a record."""
 
-    def hashes(self) -> tuple[bytes, bytes]:
+    def hashes(self, item_counts: bytes) -> tuple[bytes, bytes]:
         """Returns model hash and configuration hash."""
 
 
@@ -67,6 +67,7 @@ class SecureAggregator:
         run_id: of the run.
         start: how many times this run's server was started before; makes every attempt a new one.
         journal: where the last stage of a round is written down.
+        item_counts: hash of the item counts that all partners' features use, once there are any.
     """
 
     grid: Grid
@@ -76,6 +77,7 @@ class SecureAggregator:
     run_id: str
     start: int
     journal: Journal
+    item_counts: bytes = b""
     _next: Preparation | None = None
     _tries: dict[int, int] = field(default_factory=dict)
 
@@ -160,7 +162,7 @@ class SecureAggregator:
         """Fixes U2 and the grid of every group; groups that are too small are left out."""
         weights = {number: self.roster.member(number).weight for number in works}
         clip = self.config.update_bound if round_number else 0.0
-        model_hash, config_hash = next(iter(works.values())).hashes()
+        model_hash, config_hash = next(iter(works.values())).hashes(self.item_counts)
 
         def fix(tally: Tally) -> None:
             grid = SumGrid(length, bits_for(len(tally.first)), clip, model_hash, config_hash)

@@ -91,7 +91,11 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
         roster="roster.toml",
         model=config.model,
         privacy=config.privacy,
-        aggregation=PartnerAggregation(method=config.aggregation.method, colluders=config.aggregation.colluders),
+        aggregation=PartnerAggregation(
+            method=config.aggregation.method,
+            colluders=config.aggregation.colluders,
+            update_bound=config.aggregation.update_bound,
+        ),
     )
     (home / "partner.toml").write_text(dump_partner(partner), encoding="utf-8")
 

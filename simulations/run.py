@@ -119,7 +119,8 @@ def _complain_of_failed_rounds(rounds: Sequence[Mapping[str, Any]], console: Con
     if not failed:
         return
     reasons = sorted({reason for record in failed for reason in record.get("failures", {}).values()})
-    text = f"{len(failed)} of {len(rounds)} rounds were not aggregated, round {failed[0]['round']}: {failed[0]['error']}"
+    first = f"round {failed[0]['round']}: {failed[0]['error']}"
+    text = f"{len(failed)} of {len(rounds)} rounds were not aggregated; {first}"
     text += f" ({'; '.join(reasons[:3])})" if reasons else ""
     if len(failed) == len(rounds):
         raise HushclickError(f"{text}; the model is as it was at the start")

@@ -24,15 +24,25 @@ PRIVACY = PrivacyConfig(epsilon=12.0, delta=1e-4, noise_multiplier=0.8, sampling
 
 
 def write_partner(
-    home: Path, encoder: Path, rows: pd.DataFrame | None = None, *, model: dict[str, Any] | None = None, **privacy: Any
+    home: Path,
+    encoder: Path,
+    rows: pd.DataFrame | None = None,
+    *,
+    model: dict[str, Any] | None = None,
+    name: str = "shop",
+    aggregation: PartnerAggregation | None = None,
+    **privacy: Any,
 ) -> PartnerConfig:
-    """Writes a partner's folder and returns its configuration, with absolute paths."""
+    """Writes a partner's folder and returns its configuration, with absolute paths.
+
+    Where `aggregation` says secure, `identity.pem` and `roster.toml` beside the configuration are for the caller.
+    """
     home.mkdir(parents=True, exist_ok=True)
     rows = random_rows(12) if rows is None else rows
     write_clicks(rows, home / "clicks.parquet")
     (home / "card.toml").write_text(tomli_w.dumps(to_table(canonical_card(rows))), encoding="utf-8")
     config = PartnerConfig(
-        name="shop",
+        name=name,
         clicks="clicks.parquet",
         card="card.toml",
         ledger="ledger.jsonl",
@@ -40,7 +50,9 @@ def write_partner(
         declared_users=12,
         model=ModelConfig(**({"encoder": f"path:{encoder}", "width": 4, "hidden": 4} | (model or {}))),
         privacy=replace(PRIVACY, **privacy),
-        aggregation=PartnerAggregation(method="plain"),
+        identity="identity.pem" if aggregation else "",
+        roster="roster.toml" if aggregation else "",
+        aggregation=aggregation or PartnerAggregation(method="plain"),
     )
     (home / "partner.toml").write_text(dump_partner(config), encoding="utf-8")
     return load_partner(home / "partner.toml")

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.errors import ProtocolError
-from common.secagg.coding import Coding
 from common.secagg.grouping import own_group, require_coins
 from common.secagg.keys import KEY_BYTES, verify
-from common.secagg.parameters import RING, Policy, Shape, shape
+from common.secagg.parameters import RING, Policy, Shape, bits_for, shape
 from common.secagg.roster import Roster
 from common.secagg.states import Advertised, Shared
-from common.secagg.transcript import HASH_BYTES, participants_hash, require_ascending
+from common.secagg.transcript import HASH_BYTES, digest, pack_numbers, participants_hash, require_ascending
 from common.secagg.wire import Advertisement, MaskTask, ShareTask, advertisements_of, parts_of
 
 
@@ -50,14 +49,19 @@ def group_of(member: Member, state: Advertised, task: ShareTask, first: list[Adv
             raise ProtocolError("coins without groups")
         return first
     first_hash = participants_hash("first", state.session, task.advertisements)
-    if state.revealed != first_hash:
-        raise ProtocolError("groups over other advertisements than those for which the coin was revealed")
+    if state.revealed != revealed_for(state.session, task.cohort, task.advertisements, task.num_groups):
+        raise ProtocolError("groups over another cohort, U1 or number of groups than the coin was revealed for")
     for advertisement in first:  # a coin counts only where its commitment is signed
         check_signature(member, state.session, advertisement)
     coins = parts_of(task.coins, KEY_BYTES, "coins", len(first))
     require_coins(state.session, first, coins)
     group = set(own_group(first_hash, [a.number for a in first], coins, task.num_groups, member.number))
     return [advertisement for advertisement in first if advertisement.number in group]
+
+
+def revealed_for(session: bytes, cohort: tuple[int, ...], advertisements: bytes, num_groups: int) -> bytes:
+    """Returns the hash of all that, with the coins, decides the groups: fixed before a coin is shown."""
+    return digest("revealed", session, pack_numbers(cohort), advertisements, num_groups)
 
 
 def checked_shape(member: Member, num_participants: int, threshold: int) -> Shape:
@@ -92,11 +96,16 @@ def check_grid(member: Member, task: MaskTask, num_participants: int) -> None:
         raise ProtocolError(f"ring = {task.ring}: must be {RING}")
     if not 1 <= task.length < 2**40:
         raise ProtocolError(f"length = {task.length}: must be from 1 to 2^40")
-    if not policy.least_bits <= task.bits <= policy.most_bits:
-        raise ProtocolError(f"bits = {task.bits}: this partner allows {policy.least_bits} to {policy.most_bits}")
-    Coding(task.bits, task.clip).require_room(num_participants)
-    if task.clip > policy.most_bound:
-        raise ProtocolError(f"update_bound = {task.clip}: this partner's aggregation.most_bound is {policy.most_bound:g}")
+    bits = bits_for(num_participants)
+    if task.bits != bits or not policy.least_bits <= bits <= policy.most_bits:
+        raise ProtocolError(
+            f"bits = {task.bits}: {num_participants} participants use {bits}, and this partner allows"
+            f" {policy.least_bits} to {policy.most_bits}"
+        )
+    if task.clip not in (0.0, policy.update_bound):  # 0: whole numbers, which statistics are
+        raise ProtocolError(
+            f"update_bound = {task.clip}: this partner's aggregation.update_bound is {policy.update_bound:g}"
+        )
     # Neither more nor less: where others would weigh next to nothing, the sum would be one partner's contribution.
     pinned = member.roster.member(member.number).weight
     if task.weight != pinned:

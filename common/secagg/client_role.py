@@ -25,6 +25,7 @@ from common.secagg.checks import (
     checked_shape,
     group_of,
     peers_of,
+    revealed_for,
 )
 from common.secagg.graph import choose
 from common.secagg.grouping import commit_coin
@@ -40,7 +41,7 @@ from common.secagg.keys import (
     sign,
     verify,
 )
-from common.secagg.masking import Masker, MaskKeys, mask_slots, pair_mask, self_mask
+from common.secagg.masking import Masker, mask_slots, pair_mask, self_mask
 from common.secagg.parameters import shape
 from common.secagg.roster import WEIGHT_UNIT
 from common.secagg.states import Advertised, Masked, Opened, Shared
@@ -84,8 +85,8 @@ def advertise(member: Member, session: SessionId, random: Random) -> tuple[Adver
 def reveal(member: Member, state: Advertised, task: RevealTask) -> tuple[Advertised, bytes]:
     """Stage 0b, with groups only: the coin, once all commitments are fixed."""
     checked_first(member, state, task.cohort, task.advertisements)
-    first_hash = participants_hash("first", state.session, task.advertisements)
-    return replace(state, revealed=first_hash), state.coin
+    drawn_for = revealed_for(state.session, task.cohort, task.advertisements, task.num_groups)
+    return replace(state, revealed=drawn_for), state.coin
 
 
 def share(member: Member, state: Advertised, task: ShareTask, random: Random) -> tuple[Shared, Shares]:
@@ -179,7 +180,9 @@ def open_boxes(member: Member, state: Shared, task: MaskTask) -> Opened:
         task.bits,
         task.clip,
     )
-    return Opened(state, task, context, peers, held, bad)
+    masks = [self_mask(state.seed, context, member.number)]
+    masks += [pair_mask(state.mask_secret, first[peer].mask_key, context, member.number, peer) for peer in peers]
+    return Opened(state, task, context, held, bad, tuple(masks))
 
 
 class Masking:
@@ -189,17 +192,10 @@ class Masking:
 
     def __init__(self, member: Member, opened: Opened) -> None:
         self._member, self._opened, self._hash = member, opened, hashlib.sha256()
-        state = opened.shared
-        first = {advertisement.number: advertisement for advertisement in advertisements_of(state.first)}
-        self._masks: list[MaskKeys] = [self_mask(state.seed, opened.context, member.number)]
-        self._masks += [
-            pair_mask(state.mask_secret, first[peer].mask_key, opened.context, member.number, peer)
-            for peer in opened.peers
-        ]
 
     def pieces(self, coded: Iterator[NDArray[np.uint32]]) -> Iterator[NDArray[np.uint32]]:
         """Returns the pieces of the coded body, masked in place, in order."""
-        masker = Masker(self._masks)
+        masker = Masker(self._opened.masks)
         for piece_D in coded:
             masker.apply(piece_D)
             self._hash.update(piece_D.astype("<u4", copy=False).data)
@@ -217,7 +213,7 @@ class Masking:
         if self._length != task.length:
             raise ProtocolError(f"a body of {self._length} coordinates, the round has {task.length}")
         slots = np.array([round(task.weight * WEIGHT_UNIT), 1], np.uint64)
-        mask_slots(slots, self._masks)
+        mask_slots(slots, self._opened.masks)
         slot_bytes = slots.astype("<u8").tobytes()
         first_hash = participants_hash("first", state.session, state.first)
         second_hash = participants_hash("second", state.session, pack_numbers(task.second))
@@ -335,7 +331,8 @@ def _open_all(
     held, bad = {member.number: state.own_shares}, []
     for sender, box, promised in zip(task.senders, boxes, commitments, strict=True):
         key = _channel(state, first[sender], sender, member.number)
-        pair = open_box(key, box, digest("box", state.session, first_hash, sender, member.number))
+        associated = digest("box", state.session, first_hash, sender, member.number)
+        pair = open_box(key, box, associated, f"box from {member.roster.member(sender).name}")
         if commitment(state.session, sender, member.number, pair) == promised:
             held[sender] = pair
         else:

@@ -19,7 +19,7 @@ from common.errors import ProtocolError
 from common.secagg.masking import Masker, MaskKeys
 from common.secagg.parameters import HEADROOM_BITS, RING
 
-PIECE_WORDS = 2**18  # encoded, masked and sent piece by piece: memory does not hold a second copy
+PIECE_WORDS = 2**16  # encoded, masked and sent piece by piece: memory does not hold a second copy
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def require_codable(value_D: NDArray[Any], weight: float, coding: Coding) -> Non
         ProtocolError: for values that are not finite, or over the bound once weighted.
     """
     for piece_D in _pieces(value_D):
-        largest = float(np.abs(piece_D.astype(np.float64)).max(initial=0.0)) * weight
+        largest = float(np.abs(piece_D.astype(np.float64)).max(initial=0.0)) * (weight if coding.clip else 1.0)
         if not math.isfinite(largest):
             raise ProtocolError("an update with values that are not finite; lower round.learning_rate")
         if largest > (coding.clip or coding.limit - 1):
@@ -102,8 +102,8 @@ def encode(value_D: NDArray[Any], weight: float, coding: Coding, rounding_key: b
 def _rounded(piece_D: NDArray[Any], weight: float, coding: Coding, draw_D: NDArray[np.uint32]) -> NDArray[np.uint32]:
     value_D = piece_D.astype(np.float64)
     value_D *= weight
-    np.nan_to_num(value_D, copy=False, nan=0.0, posinf=coding.clip, neginf=-coding.clip)
     np.clip(value_D, -coding.clip, coding.clip, out=value_D)
+    value_D[np.isnan(value_D)] = 0.0
     value_D *= coding.scale
     value_D += draw_D * 2.0**-32
     np.floor(value_D, out=value_D)

@@ -24,6 +24,9 @@ TAG_BYTES = 16
 # One key seals one box, so its nonce can be fixed.
 _NONCE = bytes(12)
 
+# Scalars are multiples of the cofactor, so that a key of low order is found with any of them.
+_ANY_SECRET = bytes(KEY_BYTES)
+
 Random = Callable[[int], bytes]
 
 
@@ -44,6 +47,14 @@ def agree(secret: bytes, peer: bytes) -> bytes:
         raise ProtocolError("a public key of low order or of a wrong length") from None
 
 
+def require_good_key(peer: bytes, what: str) -> None:
+    """Raises `ProtocolError`, naming `what`, for a public key of low order."""
+    try:
+        agree(_ANY_SECRET, peer)
+    except ProtocolError as error:
+        raise ProtocolError(f"{what}: {error}") from None
+
+
 def derive(secret: bytes, salt: bytes, *info: Part) -> bytes:
     """Returns a 32-byte key: HKDF-SHA-256 with a salt, its info being the digest of a label and numbers."""
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=digest("hkdf", *info)).derive(secret)
@@ -54,12 +65,12 @@ def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
     return AESGCM(key).encrypt(_NONCE, plaintext, associated)
 
 
-def open_box(key: bytes, box: bytes, associated: bytes) -> bytes:
+def open_box(key: bytes, box: bytes, associated: bytes, what: str = "box") -> bytes:
     """Returns a box's content; raises `ProtocolError` for one that was altered or is for another place."""
     try:
         return AESGCM(key).decrypt(_NONCE, box, associated)
     except InvalidTag:
-        raise ProtocolError("a box that does not open: altered, or of another round, sender or recipient") from None
+        raise ProtocolError(f"{what}: does not open: altered, or of another round, sender or recipient") from None
 
 
 def sign(identity: Ed25519PrivateKey, label: str, *parts: Part) -> bytes:

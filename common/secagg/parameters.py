@@ -23,8 +23,9 @@ class Policy:
         colluders: partners that may collude with the server and still learn no single contribution.
         least_participants: fewest advertisements (|U1|) that it shares secrets with, and fewest survivors of a sum.
         least_threshold: smallest threshold on top of what `colluders` asks for.
-        least_bits, most_bits: range of bits per coordinate.
-        most_bound: largest bound on a coordinate.
+        least_bits, most_bits: range of bits per coordinate, which otherwise follow from the participants' number.
+        update_bound: the bound on a coordinate, neither more nor less: a server that could choose it would learn, from
+            whether an update without privacy is refused, how large the update is.
     """
 
     colluders: int = 1
@@ -32,7 +33,7 @@ class Policy:
     least_threshold: int = 2
     least_bits: int = 12
     most_bits: int = MOST_BITS
-    most_bound: float = 1e6
+    update_bound: float = 4.0
 
 
 @dataclass(frozen=True)

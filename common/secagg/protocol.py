@@ -83,7 +83,7 @@ def run_secagg(
         TooFewPartners: when too few are left at a stage.
         ProtocolError: when a participant or the server refuses a message.
     """
-    policy, gone = policy or Policy(), dropouts or Dropouts()
+    policy, gone = policy or Policy(update_bound=clip), dropouts or Dropouts()
     silent: set[int] = set()
     transcript: list[tuple[str, int, Any]] = []
     members = {number: Member(number, identities[number], roster, policy) for number in sorted(values)}
@@ -112,7 +112,7 @@ def run_secagg(
         tally.add_shares(number, say("share", number, shares))
 
     # 2 MASK: everyone opens its boxes, then codes, masks and sends.
-    coding = Coding(bits_for(len(members)), clip)
+    coding = Coding(bits_for(len(tally.first)), clip)
     weights = {number: roster.member(number).weight for number in members}
     tally.fix_second(Grid(length, coding.bits, clip, model_hash, config_hash), weights)
     masked = {}

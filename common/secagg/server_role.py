@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from common.errors import ProtocolError, TooFewPartners
 from common.secagg.coding import Coding
 from common.secagg.grouping import draw_groups, require_coins
-from common.secagg.keys import KEY_BYTES, verify
+from common.secagg.keys import KEY_BYTES, require_good_key, verify
 from common.secagg.parameters import RING, Shape, shape
 from common.secagg.roster import Roster
 from common.secagg.transcript import context_hash, pack_numbers, participants_hash, session_hash
@@ -84,6 +84,8 @@ class Gathering:
         keys = advertisement.mask_key, advertisement.channel_key, advertisement.coin
         signer, what = self._roster.public_key(number), f"advertisement of {self._roster.member(number).name}"
         verify(signer, advertisement.signature, what, "advertise", self._hash, number, *keys)
+        for key in (advertisement.mask_key, advertisement.channel_key):
+            require_good_key(key, what)
         self._found[number] = advertisement
 
     @property
@@ -93,7 +95,7 @@ class Gathering:
 
     def reveal_task(self) -> RevealTask:
         """Returns what asks for the coins; no advertisement may be added after it was sent."""
-        return RevealTask(self.session, self.cohort, _blob(self.first))
+        return RevealTask(self.session, self.cohort, _blob(self.first), self._num_groups)
 
     def add_coin(self, number: int, coin: bytes) -> None:
         """Takes one participant's coin; raises `ProtocolError` for another than it committed to."""
@@ -230,7 +232,8 @@ class Tally:
             hashed.update(np.ascontiguousarray(piece_D, "<u4").data)
         bound = self.context, self._first_hash, self._second_hash, number, hashed.digest(), upload.slots
         self._verify(number, upload.signature, "masked body", "upload", *bound)
-        self._verify(number, upload.masked, "masked body", "masked", *bound[:4])
+        if not self.shape.complete:
+            self._verify(number, upload.masked, "masked body", "masked", *bound[:4])
         start = 0
         for piece_D in pieces:
             self._sum_D[start : start + len(piece_D)] += piece_D

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from common.errors import ProtocolError
+from common.secagg.masking import MaskKeys
 from common.secagg.wire import MaskTask
 
 
@@ -21,7 +22,7 @@ class Advertised:
     channel_secret: bytes = field(repr=False)
     coin: bytes = field(repr=False)
     own: bytes  # the advertisement as sent
-    revealed: bytes = b""  # H(U1) for which the coin was revealed
+    revealed: bytes = b""  # for which cohort, U1 and number of groups the coin was revealed
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Opened:
     shared: Shared
     task: MaskTask
     context: bytes
-    peers: tuple[int, ...]  # with whom it masks
     held: Mapping[int, bytes] = field(repr=False)  # owner -> share of b and share of s
     bad_dealers: tuple[int, ...]
+    masks: tuple[MaskKeys, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)

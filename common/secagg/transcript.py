@@ -6,6 +6,7 @@
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -17,19 +18,25 @@ ALGORITHM = "x25519+ed25519+hkdf-sha256+aes256"  # in every session: another one
 HASH_BYTES = 32
 
 Part = bytes | str | int
+_INTEGER = b"i" + (8).to_bytes(8, "little")
 
 
 def digest(label: str, *parts: Part) -> bytes:
     """Returns SHA-256 over the protocol's name, a label and the parts, unambiguously; integers are below 2^64."""
-    hashed = hashlib.sha256()
-    for part in (PROTOCOL, label, *parts):
-        if isinstance(part, int):
-            kind, body = b"i", part.to_bytes(8, "little")
-        else:
-            kind, body = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
-        hashed.update(kind + len(body).to_bytes(8, "little"))
-        hashed.update(body)
-    return hashed.digest()
+    return hashlib.sha256(_framed_label(label) + b"".join(map(_framed, parts))).digest()
+
+
+@lru_cache(maxsize=256)
+def _framed_label(label: str) -> bytes:
+    return _framed(PROTOCOL) + _framed(label)
+
+
+def _framed(part: Part) -> bytes:
+    """Returns a part behind its type and length."""
+    if isinstance(part, int):
+        return _INTEGER + part.to_bytes(8, "little")
+    kind, body = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
+    return kind + len(body).to_bytes(8, "little") + body
 
 
 def pack_numbers(numbers: Iterable[int]) -> bytes:

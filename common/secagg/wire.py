@@ -89,11 +89,13 @@ class RevealTask:
 
     Attributes:
         advertisements: U1, in ascending order.
+        num_groups: into which the coins are to draw U1.
     """
 
     session: SessionId
     cohort: tuple[int, ...]
     advertisements: bytes
+    num_groups: int
 
 
 @dataclass(frozen=True)
