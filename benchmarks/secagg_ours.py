@@ -69,7 +69,7 @@ class _Party:
         self.roster = Roster(
             tuple(RosterMember(name, key.public_key().public_bytes_raw().hex()) for name, key in identities.items())
         )
-        policy = Policy(colluders=COLLUDERS)
+        policy = Policy(colluders=COLLUDERS, update_bound=_CLIP)
         self.members = {
             number: Member(number, key, self.roster, policy) for number, key in enumerate(identities.values(), start=1)
         }

@@ -13,17 +13,20 @@ Learning Systems", section 3.
 """
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from client.participant import Participant
 from client.partner import PartnerConfig
 from client.worker import Worker
 from common.config import Config
-from common.messages import StatisticsTask, TrainTask
+from common.messages import TrainTask
 from common.runfolder import partner_name
-from common.secagg.wire import MaskTask, Upload
+from common.secagg.states import Opened
+from common.secagg.wire import Upload
 
 _UNDER = 1 - 1e-6  # of the bound: what float32 rounds up must not exceed it
 
@@ -46,16 +49,8 @@ class AttackingWorker(Worker):
     def __init__(self, partner: PartnerConfig, run: Config) -> None:
         super().__init__(partner)
         self._run = run
-
-    def mask(self, task: MaskTask, work: TrainTask | StatisticsTask) -> tuple[list[bytes], Upload]:
-        """Returns the masked contribution; for garbage, masks over random words."""
-        if self._run.simulation.attack != "garbage" or isinstance(work, StatisticsTask):
-            return super().mask(task, work)
-        with self._alone():
-            opened = self._secure.open(task, *work.hashes())
-            self._check(work)
-            self._contribution(work)  # trained and charged like anybody's, then thrown away
-            return self._secure.upload(opened, iter([self._garbage(work.round, task.length)]))
+        if run.simulation.attack == "garbage" and self._participant is not None:
+            self._participant = _GarbageParticipant(self._participant, f"garbage, {run.round.seed}, {partner.name}")
 
     def _train(self, task: TrainTask) -> NDArray[np.float32]:
         update_D = super()._train(task)
@@ -80,8 +75,20 @@ class AttackingWorker(Worker):
         changed = {"clicked": flipped} | ({"purchased": flipped} if "purchased" in rows else {})
         return rows.assign(**changed)
 
-    def _garbage(self, round_number: int, length: int) -> NDArray[np.uint32]:
-        """Returns words that depend on seed, partner and round alone, so that a simulation can be repeated."""
-        label = repr(("garbage", self._run.round.seed, self.config.name, round_number)).encode()
-        generator = np.random.default_rng(list(hashlib.sha256(label).digest()))
-        return generator.integers(0, 2**32, length, dtype=np.uint32)
+
+class _GarbageParticipant(Participant):
+    """A participant whose masks lie over random words; it keeps to the protocol in all else."""
+
+    def __init__(self, honest: Participant, label: str) -> None:
+        self.__dict__.update(vars(honest))
+        self._label = label
+
+    def upload(self, opened: Opened, coded: Iterator[NDArray[np.uint32]]) -> tuple[list[bytes], Upload]:
+        round_number = opened.task.session.round
+        if round_number == 0:  # item counts: only training is attacked
+            return super().upload(opened, coded)
+        # Of seed, partner and round alone, so that a simulation can be repeated.
+        seed = hashlib.sha256(f"{self._label}, {round_number}".encode()).digest()
+        generator = np.random.default_rng(list(seed))
+        garbage = (generator.integers(0, 2**32, len(piece_D), dtype=np.uint32) for piece_D in coded)
+        return super().upload(opened, garbage)

@@ -19,7 +19,7 @@ from common.errors import ProtocolError
 from common.secagg.masking import Masker, MaskKeys
 from common.secagg.parameters import HEADROOM_BITS, RING
 
-PIECE_WORDS = 2**16  # encoded, masked and sent piece by piece: memory does not hold a second copy
+PIECE_WORDS = 2**15  # encoded, masked and sent piece by piece: memory does not hold a second copy
 
 
 @dataclass(frozen=True)
