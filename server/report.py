@@ -126,6 +126,7 @@ def _tables(metrics: Json) -> dict[str, Any]:
         "time": report_course.time_table(table(metrics, "timings")),
         "bytes": report_course.bytes_table(metrics),
         "rounds": report_course.rounds_table(metrics),
+        "stages": report_course.stages_table(metrics),
         "problems": report_course.problems_table(metrics),
     }
 

@@ -150,6 +150,23 @@ def rounds_table(metrics: Json) -> Table:
     return Table("Round by round", columns(*titles), rows, hidden, note)
 
 
+def stages_table(metrics: Json) -> Table:
+    """Returns how many partners were left after each stage of secure aggregation."""
+    rounds = [record for record in tables(metrics, "rounds") if table(record, "stages")]
+    stages = ("asked", "advertised", "shared", "masked", "confirmed", "unmasked")
+    rows = tuple(
+        Row(
+            whole(record.get("round")),
+            (*(whole(table(record, "stages").get(stage)) for stage in stages), whole(record.get("round_trips"))),
+        )
+        for record in rounds[-MOST_ROUNDS:]
+    )
+    titles = ("Round", "Asked", "Gave keys", "Gave shares", "Sent masked", "Confirmed", "Unmasked", "Round trips")
+    note = "Partners left after each stage: the server learns the sum over those who sent a masked update, or nothing."
+    hidden = left_out(len(rows), len(rounds), "rounds, the latest,")
+    return Table("Secure aggregation, stage by stage", columns(*titles), rows, hidden, note)
+
+
 def problems_table(metrics: Json) -> Table:
     """Returns what went wrong, by round and partner."""
     rows = []

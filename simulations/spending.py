@@ -20,10 +20,27 @@ ASSUMPTION = (
     "No person is a user of two partners: then every person is protected by one partner's epsilon. A person who is a"
     " user of several partners is protected by the sum of theirs."
 )
-PLAIN_NOTE = (
-    "Aggregation is plain: the server sees each partner's update for the moment in which it adds it. In local mode the"
-    " update is already noised by its partner, so the epsilon holds against the server as well."
+PLAIN_NOTE = "Aggregation is plain: the server sees each partner's update for the moment in which it adds it."
+NOISED_NOTE = (
+    " In local mode the update is already noised by its partner, so the epsilon holds against the server as well."
 )
+EXACT_NOTE = " Updates carry no noise: the server sees each exact update."
+
+
+def aggregation_note(config: Config) -> str:
+    """Returns, in words, what the server learns of single updates."""
+    if config.aggregation.method == "plain":
+        return PLAIN_NOTE + (EXACT_NOTE if config.privacy.mode == "none" else NOISED_NOTE)
+    colluders = config.aggregation.colluders
+    helpers = f", and up to {colluders} of the partners help it" if colluders else ""
+    summed = "of each group of partners" if config.aggregation.groups > 1 else "of the partners"
+    exact = (
+        " These sums are exact: sums over different partners may be compared." if config.privacy.mode == "none" else ""
+    )
+    return (
+        f"Aggregation is secure: the server learns the sum {summed} that took part in a round and no single update,"
+        f" also if it lies{helpers}.{exact}"
+    )
 
 
 @lru_cache(maxsize=64)
@@ -107,7 +124,7 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
             "epsilon": None,
             "sentence": "No differential privacy: the model and every update may reveal single users.",
             "aggregation": config.aggregation.method,
-            "aggregation_note": "Aggregation is plain and updates carry no noise: the server sees each exact update.",
+            "aggregation_note": aggregation_note(config),
         }
     worst = max(spent.values(), key=lambda events: epsilon(events, privacy.delta))
     statement = privacy_statement(worst, privacy.delta)
@@ -130,7 +147,7 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
         "budget": privacy.epsilon,
         "assumption": ASSUMPTION,
         "aggregation": config.aggregation.method,
-        "aggregation_note": PLAIN_NOTE,
+        "aggregation_note": aggregation_note(config),
         "partners": _per_partner(spent, privacy.delta),
     }
 

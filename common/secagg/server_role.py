@@ -269,7 +269,9 @@ class Tally:
         able = tuple(
             number for number in sorted(self._signatures) if len(self._signers(number)) >= self.shape.threshold
         )
-        self._require(len(able), "confirmed the survivors", self.shape.threshold)
+        # Where everyone holds shares of everyone, all who confirmed are able, or none: then it is these that lack.
+        count = len(self._signatures) if self.shape.complete else len(able)
+        self._require(count, "confirmed the survivors", self.shape.threshold)
         return able
 
     def unmask_task(self, number: int) -> UnmaskTask:

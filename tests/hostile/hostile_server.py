@@ -251,6 +251,7 @@ class Round:
     num_groups: int = 1
     colluders: int = 1
     catalogue: tuple[str, ...] = ()
+    item_counts: bytes = b""
     model_D: NDArray[np.float32] | None = None
     clip: float = CLIP
     bits: int = 0
@@ -351,7 +352,7 @@ class Round:
             length = 2 * len(self.catalogue) if self.catalogue else len(np.asarray(self.model_D))
             bits, clip = self.bits or bits_for(len(tally.first)), 0.0 if self.catalogue else self.clip
             weights = {number: self.server.roster.member(number).weight for number in tally.first}
-            tally.fix_second(Grid(length, bits, clip, *work.hashes()), weights)
+            tally.fix_second(Grid(length, bits, clip, *work.hashes(self.item_counts)), weights)
         return tally
 
     def tally(self, number: int = 1) -> Tally:

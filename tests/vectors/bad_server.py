@@ -8,6 +8,7 @@ from vectors.records import plain
 
 from common.secagg.keys import sign
 from common.secagg.transcript import pack_numbers, participants_hash
+from common.secagg.wire import Advertisement
 
 
 def server_cases(played: Play) -> dict[str, dict[str, Any]]:
@@ -27,6 +28,7 @@ def _case(stage: str, refused_by: str, text: str, message: Any, **more: Any) -> 
 
 def _advertisements(played: Play) -> dict[str, dict[str, Any]]:
     one, two = (played.steps["advertise"][number].reply for number in (1, 2))
+    low = {name: _signed(played, replace(one, **{name: bytes(32)})) for name in ("mask_key", "channel_key")}
     return {
         "server_advertisement_of_another": _case(
             "advertise", "add", "an advertisement of participant 2 from participant 1", two
@@ -34,10 +36,22 @@ def _advertisements(played: Play) -> dict[str, dict[str, Any]]:
         "server_advertisement_renumbered": _case(
             "advertise", "verify", "advertisement of alder: its signature", replace(two, number=1)
         ),
+        "server_low_order_mask_key": _case(
+            "advertise", "require_good_key", "advertisement of alder: a public key of low order", low["mask_key"]
+        ),
+        "server_low_order_channel_key": _case(
+            "advertise", "require_good_key", "advertisement of alder: a public key of low order", low["channel_key"]
+        ),
         "server_advertisement_altered": _case(
             "advertise", "verify", "advertisement of alder: its signature", replace(one, coin=bytes(32))
         ),
     }
+
+
+def _signed(played: Play, advertisement: Advertisement) -> Advertisement:
+    hashed = played.steps["advertise"][1].after.session
+    keys = advertisement.mask_key, advertisement.channel_key, advertisement.coin
+    return replace(advertisement, signature=sign(played.cast.identities[1], "advertise", hashed, 1, *keys))
 
 
 def _shares(played: Play) -> dict[str, dict[str, Any]]:
@@ -82,9 +96,6 @@ def _uploads(played: Play) -> dict[str, dict[str, Any]]:
             "verify", "masked body of alder", replace(upload, slots=bytes([upload.slots[0] ^ 1]) + upload.slots[1:])
         ),
         "server_slots_cut": mask("add_upload", "the round has 2", replace(upload, slots=upload.slots[:8])),
-        "server_masked_within_another": mask(
-            "verify", "masked body of alder", replace(upload, masked=upload.signature)
-        ),
         "server_upload_of_another": mask("verify", "masked body of birch", participant=2, body=body),
     }
 

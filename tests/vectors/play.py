@@ -82,7 +82,7 @@ def cast(weights: Sequence[float], policy: Policy | None = None, label: str = "c
         RosterMember(name, key.public_key().public_bytes_raw().hex(), weight)
         for name, key, weight in zip(names, keys, weights, strict=False)
     ]
-    return Cast(dict(enumerate(keys, start=1)), Roster(tuple(members)), policy or Policy())
+    return Cast(dict(enumerate(keys, start=1)), Roster(tuple(members)), policy or Policy(update_bound=1.0))
 
 
 @dataclass
@@ -123,13 +123,7 @@ class Play:
         self.server = Gathering(self.cast.roster, self.session, list(self.members), self.cast.policy.colluders)
         self.tally: Tally
         self.unmasking: Unmasking
-        self.grid = Grid(
-            len(next(iter(self.values.values()))),
-            bits_for(len(self.members)),
-            self.clip,
-            self.model_hash,
-            self.config_hash,
-        )
+        self.grid: Grid
 
     @property
     def weights(self) -> dict[int, float]:
@@ -165,6 +159,8 @@ class Play:
             self._keep("share", number, Step(before, task, self._drawn(start), shares, after))
 
     def mask(self, leaving: Collection[int] = ()) -> None:
+        length, bits = len(next(iter(self.values.values()))), bits_for(len(self.tally.first))
+        self.grid = Grid(length, bits, self.clip, self.model_hash, self.config_hash)
         self.tally.fix_second(self.grid, self.weights)
         for number in self._left(self.tally.second, leaving):
             before, start = self.steps["share"][number].after, len(self.source.draws)

@@ -22,12 +22,12 @@ VALUES_5 = ([0.5, -0.25], [0.1, 0.2], [0.99, -0.99], [0.0, 0.3], [-0.75, 0.6])
 
 def three_clients() -> Play:
     """Three participants of different weights, of whom none drops out; one colluder, so that all three are needed."""
-    return _play("hushclick test vector: three clients", VALUES_3, (1.0, 0.5, 0.25), Policy())
+    return _play("hushclick test vector: three clients", VALUES_3, (1.0, 0.5, 0.25), Policy(update_bound=1.0))
 
 
 def dropout() -> Play:
     """Five participants: the third falls silent before MASK, the fifth before UNMASK."""
-    policy = Policy(colluders=0)
+    policy = Policy(colluders=0, update_bound=1.0)
     return _play("hushclick test vector: dropout", VALUES_5, (1.0, 0.5, 0.25, 1.0, 0.75), policy, mask=[3], unmask=[5])
 
 
@@ -131,7 +131,7 @@ def _keys(played: Play, number: int) -> dict[str, Any]:
     first = {advertisement.number: advertisement for advertisement in advertisements_of(opened.shared.first)}
     own = self_mask(opened.shared.seed, opened.context, number)
     found: dict[str, Any] = {"self": {"body": own.body, "slots": own.slots}}
-    for peer in opened.peers:
+    for peer in opened.task.senders:
         mask = pair_mask(opened.shared.mask_secret, first[peer].mask_key, opened.context, number, peer)
         found[str(peer)] = {"body": mask.body, "slots": mask.slots, "subtract": mask.subtract}
     return found

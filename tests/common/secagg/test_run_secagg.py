@@ -1,4 +1,4 @@
-"""The whole protocol against plain addition, for every way to drop out.
+"""The whole protocol, end to end, against plain addition; `test_every_dropout.py` has every single way to drop out.
 
 The oracle knows only the numbers of who is left: 2t > n + c, and sums of at least max(t, 3, c + 2).
 
@@ -14,7 +14,7 @@ import pytest
 from vectors.play import SESSION, STAGES, Cast, Source, cast
 
 from common.errors import ProtocolError, TooFewPartners
-from common.secagg.coding import Coding, decode, encode
+from common.secagg.coding import PIECE_WORDS, Coding, decode, encode
 from common.secagg.parameters import Policy, bits_for
 from common.secagg.protocol import Dropouts, Outcome, run_secagg
 
@@ -28,8 +28,8 @@ DID = {
 }
 WEIGHTS = (1.0, 0.5, 0.25, 0.75, 0.125)
 CASTS = {
-    (num, colluders): cast(WEIGHTS[:num], Policy(colluders=colluders), "runs")
-    for num, colluders in ((3, 1), (4, 0), (4, 1), (4, 2), (5, 0), (5, 1))
+    (num, colluders): cast(WEIGHTS[:num], Policy(colluders=colluders, update_bound=1.0), "runs")
+    for num, colluders in ((3, 1), (4, 0), (4, 1), (5, 1))
 }
 
 
@@ -67,9 +67,9 @@ def expected(leaves: Sequence[int], colluders: int) -> tuple[str, int] | None:
     return None
 
 
-def plain_sum(players: Cast, survivors: Sequence[int], source: Source) -> np.ndarray:
+def plain_sum(players: Cast, survivors: Sequence[int], advertised: int, source: Source) -> np.ndarray:
     """Plain uint32 addition of the survivors' coded words; their rounding keys were the last draws."""
-    coding, values = Coding(bits_for(len(players.roster)), 1.0), values_of(players)
+    coding, values = Coding(bits_for(advertised), 1.0), values_of(players)
     total_D = np.zeros(3, np.uint32)
     for number, key in zip(survivors, source.draws[-len(survivors) :], strict=True):
         weight = players.roster.member(number).weight
@@ -86,7 +86,7 @@ def check(players: Cast, leaves: Sequence[int]) -> None:
         assert outcome.survivors == survivors
         assert outcome.weight == sum(WEIGHTS[number - 1] for number in survivors)
         assert outcome.sum_D.dtype == np.uint32
-        assert outcome.sum_D.tolist() == plain_sum(players, survivors, source).tolist()
+        assert outcome.sum_D.tolist() == plain_sum(players, survivors, sum(at > 0 for at in leaves), source).tolist()
         return
     stage, missing = short
     with pytest.raises(TooFewPartners) as caught:
@@ -99,15 +99,6 @@ def check(players: Cast, leaves: Sequence[int]) -> None:
         assert f": {missing} too few; nothing is unmasked" in text
 
 
-@pytest.mark.parametrize("colluders", [0, 1, 2])
-def test_every_way_of_four_to_drop_out(colluders: int) -> None:
-    """All 6^4 = 1,296 ways, for every number of colluders by one third of them, each way once."""
-    ways = list(itertools.product(range(NEVER + 1), repeat=4))
-    assert len(ways) == 1296
-    for leaves in ways[colluders::3]:
-        check(CASTS[4, colluders], leaves)
-
-
 def assigned(num: int) -> Iterator[tuple[int, ...]]:
     """How many leave at which stage, in every way; who they are turns round from way to way."""
     for place, leaves in enumerate(itertools.combinations_with_replacement(range(NEVER + 1), num)):
@@ -115,7 +106,7 @@ def assigned(num: int) -> Iterator[tuple[int, ...]]:
         yield tuple(turned.tolist())
 
 
-@pytest.mark.parametrize(("num", "colluders", "ways"), [(3, 1, 56), (4, 0, 126), (5, 0, 252), (5, 1, 252)])
+@pytest.mark.parametrize(("num", "colluders", "ways"), [(3, 1, 56), (4, 0, 126), (5, 1, 252)])
 def test_every_number_of_dropouts_at_every_stage(num: int, colluders: int, ways: int) -> None:
     found = list(assigned(num))
     assert len(found) == ways
@@ -151,8 +142,8 @@ def test_two_runs_with_the_systems_randomness_share_no_message() -> None:
     said = []
     for _ in range(2):
         outcome = run_secagg(values_of(players), players.identities, players.roster, SESSION, clip=1.0)
-        said.append({repr(message) for stage, _, message in outcome.transcript if stage != "mask body"})
-    assert len(said[0]) == len(said[1]) == 15
+        said.append({repr(message) for stage, _, message in outcome.transcript if stage in STAGES[:4]})
+    assert len(said[0]) == len(said[1]) == 12
     assert not said[0] & said[1]
 
 
@@ -166,8 +157,8 @@ def test_values_that_cannot_be_coded_end_the_run(value: float, text: str) -> Non
 
 
 def test_a_long_body_is_masked_and_summed_piece_by_piece() -> None:
-    """Longer than a piece of the coding (2^18) and no multiple of a block of the masks (2^15)."""
-    players, length = CASTS[3, 1], 2**18 + 77
+    """Longer than a piece of the coding, and no multiple of a block of the masks (2^15)."""
+    players, length = CASTS[3, 1], PIECE_WORDS + 77
     source = Source("long")
     values = {number: np.full(length, number / 8, np.float32) for number in (1, 2, 3)}
     outcome = run_secagg(values, players.identities, players.roster, SESSION, clip=1.0, random=source)
@@ -176,4 +167,4 @@ def test_a_long_body_is_masked_and_summed_piece_by_piece() -> None:
         total_D += np.concatenate(list(encode(values[number], WEIGHTS[number - 1], coding, key)))
     assert np.array_equal(outcome.sum_D, total_D)
     pieces = [message for stage, _, message in outcome.transcript if stage == "mask body"]
-    assert [len(each) for each in pieces[0]] == [2**18, 77]
+    assert [len(each) for each in pieces[0]] == [PIECE_WORDS, 77]
