@@ -20,6 +20,7 @@ from common.errors import LedgerError, ProtocolError
 from common.runfolder import write_atomically
 from common.secagg import client_role
 from common.secagg.checks import Member
+from common.secagg.graph import MOST_COMPLETE
 from common.secagg.keys import Random
 from common.secagg.states import Advertised, Masked, Opened, Shared, State, dump_state, load_state
 from common.secagg.transcript import session_hash
@@ -81,8 +82,18 @@ class Participant:
         return coin
 
     def share(self, task: ShareTask) -> Shares:
-        """Stage 1: returns sealed shares."""
-        after, shares = client_role.share(self._member, self._state(task.session, Advertised), task, self._random)
+        """Stage 1: returns sealed shares.
+
+        A refusal where neighbours were drawn ends the attempt: a server that could have them drawn again would choose
+        among draws.
+        """
+        state = self._state(task.session, Advertised)
+        try:
+            after, shares = client_role.share(self._member, state, task, self._random)
+        except ProtocolError:
+            if len(task.advertisements) > MOST_COMPLETE * Advertisement.SIZE:
+                self._store.erase(state.session.hex())
+            raise
         self._keep(after)
         return shares
 

@@ -35,7 +35,7 @@ class SentFile:
         self._run_id = run_id
         self.path = folder / f"sent-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.safetensors"
 
-    def reuse(self, task: TrainTask) -> NDArray[np.float32] | None:
+    def reuse(self, task: TrainTask, item_counts: bytes) -> NDArray[np.float32] | None:
         """Returns what was sent for this very task, None for a new one; raises `ProtocolError` for a replay."""
         found = self._read()
         if found is None:
@@ -45,7 +45,7 @@ class SentFile:
             return None
         if last_round > task.round:
             raise ProtocolError(f"round {task.round} after round {last_round}: a round is answered once")
-        if answered != _task_hash(task):
+        if answered != _task_hash(task, item_counts):
             raise ProtocolError(f"round {task.round} was answered for another model; it is not answered again")
         return delta_D
 
@@ -68,13 +68,13 @@ class SentFile:
                 f"{self.path.name}: damaged; what was sent last is unknown, so nothing more is sent"
             ) from None
 
-    def keep(self, task: TrainTask, delta_D: NDArray[np.float32]) -> None:
+    def keep(self, task: TrainTask, item_counts: bytes, delta_D: NDArray[np.float32]) -> None:
         """Persists a contribution before it leaves."""
-        facts = {"run_id": task.run_id, "round": str(task.round), "task": _task_hash(task)}
+        facts = {"run_id": task.run_id, "round": str(task.round), "task": _task_hash(task, item_counts)}
         write_atomically(self.path, save({"delta": delta_D}, facts))
 
 
-def _task_hash(task: TrainTask) -> str:
-    digest = hashlib.sha256(repr((task.run_id, task.round, task.fingerprint, task.plan)).encode())
+def _task_hash(task: TrainTask, item_counts: bytes) -> str:
+    digest = hashlib.sha256(repr((task.run_id, task.round, task.fingerprint, task.plan, item_counts)).encode())
     digest.update(task.model_D.tobytes())
     return digest.hexdigest()

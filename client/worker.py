@@ -115,9 +115,10 @@ class Worker:
         if self.config.model.item_rates != "exact":
             raise ProtocolError("this partner's model has no item rates")
         counts = {item: list(pair) for item, pair in zip(task.catalogue, task.counts_2I.T.tolist(), strict=True)}
-        write_atomically(self._catalogue_path, json.dumps(counts).encode())
-        with self._loading:
-            self._loaded = None
+        with self._alone():  # not between the check of a task and the features that it is answered with
+            write_atomically(self._catalogue_path, json.dumps(counts).encode())
+            with self._loading:
+                self._loaded = None
 
     def train(self, task: TrainTask) -> TrainReply:
         """Returns this partner's contribution to a round.
@@ -213,14 +214,14 @@ class Worker:
     def _contribution(self, task: TrainTask) -> NDArray[np.float32]:
         """Returns the update of this round: what was sent before, or a reserved, trained and persisted new one."""
         sent = SentFile(Path(self.config.state), task.run_id)
-        earlier_D = sent.reuse(task)
+        earlier_D = sent.reuse(task, self._counts_hash())
         return self._new_contribution(task, sent) if earlier_D is None else earlier_D
 
     def _new_contribution(self, task: TrainTask, sent: "SentFile") -> NDArray[np.float32]:
         event = training_event(self.config.privacy, task.run_id, task.round, task.attempt, task.plan.local_steps)
         reservation = self._budget.reserve(event)
         update_D = self._train(task)
-        sent.keep(task, update_D)
+        sent.keep(task, self._counts_hash(), update_D)
         self._budget.commit(reservation)
         return update_D
 

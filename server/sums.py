@@ -72,14 +72,16 @@ def mean_of(collected: Collected, min_partners: int, num_groups: int) -> NDArray
     median of every coordinate.
 
     Raises:
-        TooFewPartners: when fewer than `min_partners` contributed, or too few groups are left for a median.
+        TooFewPartners: when fewer than `min_partners` contributed, or fewer groups are left than three or than a
+            majority: with every group that is lost, the median holds against fewer attackers.
     """
     _require(collected, min_partners)
     if num_groups == 1:
         return collected.sums[0].mean_D
-    if len(collected.sums) < _LEAST_GROUPS:
+    least = max(_LEAST_GROUPS, num_groups // 2 + 1)
+    if len(collected.sums) < least:
         raise TooFewPartners(
-            f"{len(collected.sums)} of {num_groups} groups came through, {_LEAST_GROUPS} are needed for a median:"
+            f"{len(collected.sums)} of {num_groups} groups came through, {least} are needed for a median:"
             f" {'; '.join(collected.errors)}"
         )
     return robust_mean([group.mean_D for group in collected.sums])
@@ -96,6 +98,6 @@ def robust_mean(means: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     means_GD = np.stack(means)
     norms_G = np.linalg.norm(means_GD, axis=1)
     bound = float(np.median(norms_G))
-    factors_G = np.minimum(1.0, bound / np.maximum(norms_G, np.finfo(np.float64).tiny))
+    factors_G = np.divide(bound, norms_G, out=np.ones_like(norms_G), where=norms_G > bound)
     median_D: NDArray[np.float64] = np.median(means_GD * factors_G[:, None], axis=0)
     return median_D

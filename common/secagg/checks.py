@@ -45,7 +45,7 @@ def checked_first(member: Member, state: Advertised, cohort: tuple[int, ...], bl
 def group_of(member: Member, state: Advertised, task: ShareTask, first: list[Advertisement]) -> list[Advertisement]:
     """Returns U1 itself, or this participant's group of it, drawn by everyone's coins."""
     if task.num_groups == 1:
-        if task.coins:
+        if task.coins or state.revealed:
             raise ProtocolError("coins without groups")
         return first
     first_hash = participants_hash("first", state.session, task.advertisements)

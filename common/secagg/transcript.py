@@ -22,7 +22,11 @@ _INTEGER = b"i" + (8).to_bytes(8, "little")
 
 
 def digest(label: str, *parts: Part) -> bytes:
-    """Returns SHA-256 over the protocol's name, a label and the parts, unambiguously; integers are below 2^64."""
+    """Returns SHA-256 over the protocol's name, a label and the parts, unambiguously; integers are below 2^64.
+
+    Raises:
+        ProtocolError: for an integer out of that range.
+    """
     return hashlib.sha256(_framed_label(label) + b"".join(map(_framed, parts))).digest()
 
 
@@ -34,6 +38,8 @@ def _framed_label(label: str) -> bytes:
 def _framed(part: Part) -> bytes:
     """Returns a part behind its type and length."""
     if isinstance(part, int):
+        if not 0 <= part < 2**64:
+            raise ProtocolError(f"{part}: a whole number from 0 to 2^64 - 1 is needed here")
         return _INTEGER + part.to_bytes(8, "little")
     kind, body = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
     return kind + len(body).to_bytes(8, "little") + body

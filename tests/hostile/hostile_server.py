@@ -1,17 +1,14 @@
-"""A malicious server, with colluders, against the real client: everything goes through `client.app` as Flower's bytes.
-
-`HostileServer` owns real partner folders and speaks to their ClientApp; `Round` drives one attempt stage by stage, as an
-honest server would, until a test makes it lie: `tell` sends whatever a test wants, `lies` change every message of a kind.
+"""Real partner folders and the wire to their ClientApp: everything goes through `client.app` as Flower's bytes.
 
 Legend: D parameters.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +19,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
-from partner_folder import PLAN, write_partner
+from partner_folder import write_partner
 from safetensors.numpy import load_file
 
 from client.app import app, forget_workers, worker_at
@@ -31,12 +28,7 @@ from client.worker import Worker, thread_model
 from common.messages import StatisticsTask, TrainTask
 from common.model.click_model import build_model
 from common.runfolder import RunFolder, partner_name
-from common.secagg.coding import Coding, decode
-from common.secagg.parameters import bits_for
-from common.secagg.roster import WEIGHT_UNIT, Member, Roster, dump_roster
-from common.secagg.server_role import Gathering, Grid, Tally
-from common.secagg.unmasking import Unmasking
-from common.secagg.wire import SessionId
+from common.secagg.roster import Member, Roster, dump_roster
 from common.stage_messages import (
     QUERY_ADVERTISE,
     QUERY_CONFIRM,
@@ -63,8 +55,6 @@ from common.stage_messages import (
 from common.vector import layout_fingerprint, read_vector
 
 RUN = "run"
-CLIP = 4.0
-Lie = Callable[[int, Any], Any]
 
 _KIND_OF = {
     AdvertiseTask: QUERY_ADVERTISE,
@@ -196,19 +186,23 @@ def partners(
     encoder: Path,
     num: int = 4,
     *,
+    real: int = 0,
     rows: Callable[[int], pd.DataFrame] | None = None,
     weights: tuple[float, ...] = (),
     model: dict[str, Any] | None = None,
     privacy: dict[str, Any] | None = None,
     **policy: Any,
 ) -> Iterator[HostileServer]:
-    """Writes partners with few users each, who agree on one roster and one policy, and starts the wire to them."""
+    """Writes partners with few users each, who agree on one roster and one policy, and starts the wire to them.
+
+    Only the first `real` have a folder (0 = all); the others are names in the roster, whose keys the test holds.
+    """
     members = [
         Member(partner_name(place), identity(place + 1).public_key().public_bytes_raw().hex(), weight)
         for place, weight in enumerate(weights or (1.0,) * num)
     ]
     server = HostileServer(root, Roster(tuple(members)))
-    for number in range(1, num + 1):
+    for number in range(1, (real or num) + 1):
         home = server.folder(number)
         log = rows(number) if rows else random_rows(6, seed=number, most_rows=4)
         aggregation = PartnerAggregation(**policy)
@@ -227,153 +221,3 @@ def partners(
 def write_key(path: Path, key: Ed25519PrivateKey) -> None:
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     path.chmod(0o600)
-
-
-STAGES = ("advertise", "reveal", "share", "mask", "confirm", "unmask")
-
-
-@dataclass
-class Round:
-    """One attempt at one round, driven as an honest server would, with `lies` in between.
-
-    Attributes:
-        numbers: participants that are asked, all of the roster by default.
-        lies: message type -> (participant, honest message) -> what is sent instead.
-        model_D: of everyone; `work_of` may be lied about too (as `TrainTask`).
-        grid: bits and clip.
-    """
-
-    server: HostileServer
-    round: int = 1
-    attempt: int = 0
-    run_id: str = RUN
-    numbers: Collection[int] = ()
-    num_groups: int = 1
-    colluders: int = 1
-    catalogue: tuple[str, ...] = ()
-    item_counts: bytes = b""
-    model_D: NDArray[np.float32] | None = None
-    clip: float = CLIP
-    bits: int = 0
-    plan: Any = PLAN
-    lies: dict[type, Lie] = field(default_factory=dict)
-    refusals: dict[int, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.numbers = tuple(self.numbers or range(1, len(self.server.roster) + 1))
-        self.session = SessionId(self.run_id, self.round, self.attempt)
-        self.gathering = Gathering(self.server.roster, self.session, self.numbers, self.colluders, self.num_groups)
-        self.model_D = self.server.model() if self.model_D is None else self.model_D
-        self.tallies: list[Tally] = []
-        self.unmaskings: list[Unmasking] = []
-
-    def work_of(self, number: int) -> TrainTask | StatisticsTask:
-        """Returns what a participant is asked to contribute."""
-        if self.catalogue:
-            return StatisticsTask(self.run_id, self.catalogue)
-        weight, model_D = self.server.roster.member(number).weight, np.asarray(self.model_D, np.float32)
-        return TrainTask(self.run_id, self.round, self.attempt, weight, self.server.layout(), self.plan, model_D)
-
-    def tell(self, number: int, task: Any, work: Any = None) -> Any:
-        """Sends a message, lied about where `lies` says so; notes a refusal, and raises it."""
-        task = self.lies.get(type(task), lambda _, honest: honest)(number, task)
-        if isinstance(task, MaskTask):
-            work = self.lies.get(TrainTask, lambda _, honest: honest)(number, work or self.work_of(number))
-        try:
-            return self.server.tell(number, task, work)
-        except Refused as refusal:
-            self.refusals[number] = refusal.reason
-            raise
-
-    def until(self, stage: str, **silent: Collection[int]) -> Self:
-        """Plays the stages before `stage`; `silent` maps a stage to who does not answer from there on."""
-        done = [name for name in STAGES if self.num_groups > 1 or name != "reveal"]
-        for name in done[: done.index(stage)]:
-            self.play(name, silent.get(name, ()))
-        return self
-
-    def run(self, start: str = "advertise", **silent: Collection[int]) -> list[NDArray[np.float64]]:
-        """Plays all stages from `start` on and returns the sums that come out."""
-        done = [name for name in STAGES if self.num_groups > 1 or name != "reveal"]
-        for name in done[done.index(start) :]:
-            self.play(name, silent.get(name, ()))
-        return self.sums()
-
-    def play(self, stage: str, silent: Collection[int] = ()) -> None:
-        """Plays one stage; whoever refuses is left out from there on, and noted in `refusals`."""
-        for number, task in self.tasks(stage).items():
-            if number in silent:
-                continue
-            try:
-                self.take(stage, number, self.tell(number, task))
-            except Refused:
-                continue
-        if stage == "unmask":
-            return
-        if stage == "advertise" and self.num_groups == 1 or stage == "reveal":
-            self.tallies = self.gathering.tallies()
-
-    def tasks(self, stage: str) -> dict[int, Any]:
-        """Returns what an honest server would ask whom in a stage."""
-        if stage == "advertise":
-            return dict.fromkeys(self.numbers, AdvertiseTask(self.session, 0 if self.catalogue else 2))
-        if stage == "reveal":
-            return dict.fromkeys([entry.number for entry in self.gathering.first], self.gathering.reveal_task())
-        if stage == "share":
-            return {number: tally.share_task for tally in self.tallies for number in tally.first}
-        if stage == "mask":
-            return {number: self.fixed(tally).mask_task(number) for tally in self.tallies for number in tally._sealed}
-        for tally in self.tallies if stage == "confirm" else ():
-            tally.fix_third()
-        if stage == "confirm":
-            return {number: tally.confirm_task() for tally in self.tallies for number in tally.third}
-        self.unmaskings = [tally.unmasking() for tally in self.tallies]
-        return {number: tally.unmask_task(number) for tally in self.tallies for number in tally.confirmed()}
-
-    def take(self, stage: str, number: int, answer: Any) -> None:
-        """Takes an answer as an honest server does."""
-        if stage == "advertise":
-            self.gathering.add(number, answer.parsed())
-        elif stage == "reveal":
-            self.gathering.add_coin(number, answer.coin)
-        elif stage == "share":
-            self.tally(number).add_shares(number, answer)
-        elif stage == "mask":
-            self.tally(number).add_upload(number, *answer)
-        elif stage == "confirm":
-            self.tally(number).add_confirmation(number, answer.signature)
-        else:
-            self.unmaskings[self.tallies.index(self.tally(number))].add(number, answer)
-
-    def fixed(self, tally: Tally) -> Tally:
-        """Returns a tally with U2 and grid fixed."""
-        if not tally.second:
-            work = self.work_of(self.numbers[0])  # type: ignore[index]
-            length = 2 * len(self.catalogue) if self.catalogue else len(np.asarray(self.model_D))
-            bits, clip = self.bits or bits_for(len(tally.first)), 0.0 if self.catalogue else self.clip
-            weights = {number: self.server.roster.member(number).weight for number in tally.first}
-            tally.fix_second(Grid(length, bits, clip, *work.hashes(self.item_counts)), weights)
-        return tally
-
-    def tally(self, number: int = 1) -> Tally:
-        return next(tally for tally in self.tallies if number in tally.first)
-
-    def sums(self) -> list[NDArray[np.float64]]:
-        """Returns the unmasked sums, float64 [D] each."""
-        return [
-            decode(unmasking.finish(), len(unmasking.third), unmasking.coding) for unmasking in self.unmaskings
-        ]
-
-    def expected(self, numbers: Collection[int]) -> tuple[NDArray[np.float64], float]:
-        """Returns the sum of what participants contributed, off their disks, and how far rounding may take it."""
-        total_D = np.zeros(len(np.asarray(self.model_D)))
-        for number in numbers:
-            member = self.server.roster.member(number)
-            total_D += self.server.contribution(number, self.run_id).astype(np.float64) * member.units / WEIGHT_UNIT
-        coding: Coding = self.unmaskings[0].coding
-        return total_D, (len(numbers) + 1e-3) / coding.scale
-
-
-def changed(message: Any, **change: Any) -> Any:
-    """Returns a message with some fields changed."""
-    return replace(message, **change)

@@ -1,4 +1,4 @@
-"""More than a hundred participants: shares and masks along chosen neighbours, end to end, and the attack that this opens.
+"""More than a hundred participants: shares and masks along chosen neighbours, and the attack that this opens.
 
 Legend: D coordinates.
 """
@@ -78,8 +78,8 @@ def test_masks_run_along_choices_of_either_side(masked: Play) -> None:
 def test_too_few_holders_left_at_unmask(masked: Play) -> None:
     played = deepcopy_of(masked)
     played.confirm()
+    played.unmask(range(40, NUM + 1))
     with pytest.raises(TooFewPartners, match=r"shares of participant \d+'s secret, \d+ are needed: \d+ too few"):
-        played.unmask(range(40, NUM + 1))
         played.unmasking.finish()
 
 
