@@ -47,7 +47,8 @@ class SumSpy:
 
     Attributes:
         coded: (partner, round) -> uint32 [D], a copy.
-        sums: round -> [(names of the survivors, uint32 [D], decoded float64 [D])], one per group that came through.
+        sums: round -> [(names of the survivors, uint32 [D], the same as decoded, in grid steps)], one per group that
+            came through.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -89,7 +90,7 @@ class SumSpy:
         def spied_decode(sum_D: np.ndarray, count: int, coding: Any) -> np.ndarray:
             words_D = sum_D.copy()
             decoded_D = decode(sum_D, count, coding)
-            self.sums.setdefault(self._round, []).append((self._third, words_D, decoded_D))
+            self.sums.setdefault(self._round, []).append((self._third, words_D, decoded_D * coding.scale))
             return decoded_D
 
         patch.setattr(aggregator, "collect", spied_collect)

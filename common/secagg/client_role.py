@@ -35,6 +35,7 @@ from common.secagg.keys import (
     Random,
     agree,
     derive,
+    load_secret,
     open_box,
     public_key,
     seal,
@@ -135,10 +136,10 @@ def share(member: Member, state: Advertised, task: ShareTask, random: Random) ->
 def _sealed(member: Member, state: Shared, recipients: list[Advertisement], pairs: list[bytes]) -> Shares:
     """Returns one box per recipient, commitments to every share and to the seed, and a signature over all."""
     first_hash = participants_hash("first", state.session, state.first)
-    boxes = []
+    boxes, secret = [], load_secret(state.channel_secret)
     for advertisement in recipients:
         peer = advertisement.number
-        key = _channel(state, advertisement, member.number, peer)
+        key = derive(agree(secret, advertisement.channel_key), state.session, "channel", member.number, peer)
         associated = digest("box", state.session, first_hash, member.number, peer)
         boxes.append(seal(key, pairs[state.holders.index(peer)], associated))
     commitments = [
@@ -181,7 +182,8 @@ def open_boxes(member: Member, state: Shared, task: MaskTask) -> Opened:
         task.clip,
     )
     masks = [self_mask(state.seed, context, member.number)]
-    masks += [pair_mask(state.mask_secret, first[peer].mask_key, context, member.number, peer) for peer in peers]
+    secret = load_secret(state.mask_secret)
+    masks += [pair_mask(secret, first[peer].mask_key, context, member.number, peer) for peer in peers]
     return Opened(state, task, context, held, bad, tuple(masks))
 
 
@@ -315,12 +317,6 @@ def _confirmed(state: Masked, survivors: tuple[int, ...]) -> tuple[bytes, bytes,
     return state.context, state.first_hash, second, third
 
 
-def _channel(state: Shared, peer: Advertisement, sender: int, recipient: int) -> bytes:
-    """Returns the key of the one box from sender to recipient."""
-    shared = agree(state.channel_secret, peer.channel_key)
-    return derive(shared, state.session, "channel", sender, recipient)
-
-
 def _open_all(
     member: Member, state: Shared, task: MaskTask, first: Mapping[int, Advertisement]
 ) -> tuple[dict[int, bytes], tuple[int, ...]]:
@@ -328,9 +324,9 @@ def _open_all(
     boxes = parts_of(task.boxes, BOX_BYTES, "boxes", len(task.senders))
     commitments = parts_of(task.commitments, COMMITMENT_BYTES, "commitments", len(task.senders))
     first_hash = participants_hash("first", state.session, state.first)
-    held, bad = {member.number: state.own_shares}, []
+    held, bad, secret = {member.number: state.own_shares}, [], load_secret(state.channel_secret)
     for sender, box, promised in zip(task.senders, boxes, commitments, strict=True):
-        key = _channel(state, first[sender], sender, member.number)
+        key = derive(agree(secret, first[sender].channel_key), state.session, "channel", sender, member.number)
         associated = digest("box", state.session, first_hash, sender, member.number)
         pair = open_box(key, box, associated, f"box from {member.roster.member(sender).name}")
         if commitment(state.session, sender, member.number, pair) == promised:

@@ -25,7 +25,7 @@ TAG_BYTES = 16
 _NONCE = bytes(12)
 
 # Scalars are multiples of the cofactor, so that a key of low order is found with any of them.
-_ANY_SECRET = bytes(KEY_BYTES)
+_ANY_SECRET = X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES))
 
 Random = Callable[[int], bytes]
 
@@ -35,14 +35,20 @@ def public_key(secret: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
-def agree(secret: bytes, peer: bytes) -> bytes:
+def load_secret(secret: bytes) -> X25519PrivateKey:
+    """Returns a secret ready for many agreements; loading one costs as much as an agreement."""
+    return X25519PrivateKey.from_private_bytes(secret)
+
+
+def agree(secret: bytes | X25519PrivateKey, peer: bytes) -> bytes:
     """Returns the X25519 shared secret, 32 bytes.
 
     Raises:
         ProtocolError: for a peer key of low order, which would give a secret that everyone knows.
     """
     try:
-        return X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(peer))
+        loaded = load_secret(secret) if isinstance(secret, bytes) else secret
+        return loaded.exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError:
         raise ProtocolError("a public key of low order or of a wrong length") from None
 

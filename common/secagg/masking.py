@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
@@ -41,7 +42,7 @@ def self_mask(seed: bytes, context: bytes, number: int) -> MaskKeys:
     return MaskKeys(derive(seed, context, "self body", number), derive(seed, context, "self slots", number))
 
 
-def pair_mask(secret: bytes, peer_key: bytes, context: bytes, own: int, peer: int) -> MaskKeys:
+def pair_mask(secret: bytes | X25519PrivateKey, peer_key: bytes, context: bytes, own: int, peer: int) -> MaskKeys:
     """Returns the mask that `own` shares with `peer`; both derive the same keys and opposite signs.
 
     Raises:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common.errors import ProtocolError, TooFewPartners
 from common.secagg import shamir
 from common.secagg.coding import Coding
-from common.secagg.keys import public_key
+from common.secagg.keys import load_secret, public_key
 from common.secagg.masking import Masker, MaskKeys, mask_slots, pair_mask, self_mask
 from common.secagg.transcript import HASH_BYTES, digest
 from common.secagg.wire import Revealed, parts_of
@@ -118,9 +118,10 @@ class Unmasking:
             secret = self._secret(owner)
             if public_key(secret) != self.mask_keys[owner]:
                 raise ProtocolError(f"participant {owner}: its shares do not give the secret of its mask key")
+            loaded = load_secret(secret)
             for peer in peers:
                 # The dropped one's side of the pair: what it would have added cancels what its peer did.
-                yield pair_mask(secret, self.mask_keys[peer], self.context, owner, peer)
+                yield pair_mask(loaded, self.mask_keys[peer], self.context, owner, peer)
 
     def _masked(self, one: int, other: int) -> bool:
         return other in self.sealed[one].boxes or one in self.sealed[other].boxes

@@ -7,6 +7,7 @@ Legend: D parameters.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -18,15 +19,18 @@ from numpy.typing import NDArray
 from partner_folder import PLAN
 
 from common.messages import REFUSED, StatisticsTask, TrainingPlan, TrainTask
+from common.secagg import client_role
+from common.secagg.checks import Member
 from common.secagg.coding import Coding, decode
 from common.secagg.grouping import commit_coin
 from common.secagg.keys import public_key, sign
-from common.secagg.parameters import bits_for
+from common.secagg.parameters import Policy, bits_for
 from common.secagg.roster import WEIGHT_UNIT, Roster
 from common.secagg.server_role import Gathering, Grid, Tally
+from common.secagg.states import Advertised, Shared
 from common.secagg.transcript import session_hash
 from common.secagg.unmasking import Unmasking
-from common.secagg.wire import Advertisement, SessionId
+from common.secagg.wire import Advertisement, SessionId, Shares, ShareTask
 from common.stage_messages import AdvertiseTask, MaskTask
 
 BOUND = 4.0  # aggregation.update_bound of everyone
@@ -190,6 +194,15 @@ def forge(
     parts = mask_key, channel_key, keys.get("coin") or commit_coin(hashed, number, own_secret(number, "coin"))
     signature = sign(identity(signer or number), "advertise", hashed, number, *parts)
     return Advertisement(number, *parts, signature)
+
+
+def colluder_shares(round_: Round, entry: Advertisement, task: ShareTask) -> tuple[Shared, Shares]:
+    """Returns what a colluder that sent this advertisement sends in stage 1, and what it keeps."""
+    number, server = entry.number, round_.server
+    secrets = [own_secret(number, name) for name in ("mask", "channel", "coin")]
+    hashed = session_hash(round_.run_id, round_.round, round_.attempt, server.roster.hash)
+    member = Member(number, identity(number), server.roster, Policy(round_.colluders, update_bound=BOUND))
+    return client_role.share(member, Advertised(hashed, *secrets, entry.to_bytes()), task, os.urandom)
 
 
 def own_secret(number: int, name: str) -> bytes:

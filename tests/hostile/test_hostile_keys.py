@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hostile.hostile_round import Round, forge, own_secret, refused, sums_up
+from hostile.hostile_round import Round, colluder_shares, forge, own_secret, refused, sums_up
 from hostile.hostile_server import HostileServer, identity, partners
 
 from common.secagg.keys import public_key
@@ -48,13 +48,15 @@ def test_a_signature_by_an_identity_outside_the_roster_is_refused(server: Hostil
     outside = forge(server, 5, round_.session)
     refused(round_, 1, share_task(round_, outside), "advertisements: a participant outside the roster of 4")
     refused(round_, 1, replace(share_task(round_), cohort=(1, 2, 3, 4, 5)), "cohort: a participant outside the roster")
-    refused(round_, 1, replace(share_task(round_), cohort=(1, 2, 3)), "an advertisement by one who is not in the cohort")
+    refused(
+        round_, 1, replace(share_task(round_), cohort=(1, 2, 3)), "an advertisement by one who is not in the cohort"
+    )
     sums_up(round_, start="share")
 
 
 @pytest.mark.parametrize("key", ["mask", "channel", "coin"])
 def test_an_own_entry_replaced_is_refused(key: str, server: HostileServer) -> None:
-    """Also where the server could sign for the victim: it would hold the secret that the victim's shares are made of."""
+    """Also where the server could sign for the victim: it would hold the secret that the victim's shares are of."""
     round_ = Round(server).until("share")
     own = forge(server, 1, round_.session, **{key: public_key(own_secret(7, key))})
     refused(round_, 1, share_task(round_, own), "own advertisement is missing or replaced")
@@ -172,6 +174,7 @@ def test_a_low_order_mask_key_is_refused_before_data_is_touched(point: bytes, se
     (round_.tallies[0],) = round_.gathering.tallies()
     for number in (1, 2, 3):
         round_.take("share", number, round_.tell(number, task))
+    round_.take("share", 4, colluder_shares(round_, entry, task)[1])
     refused(round_, 1, round_.tasks("mask")[1], "public key of low order")
     again = Round(server, attempt=1, numbers=(1, 2, 3))
     sums_up(again)

@@ -49,10 +49,10 @@ def sent(spy: SumSpy, number: int, silent: Mapping[str, str | None]) -> frozense
 
 def assert_exact(spy: SumSpy, number: int, survivors: frozenset[str]) -> None:
     """The round has one sum, and it is the plain sum of what these partners coded, to the bit."""
-    ((third, words_D, decoded_D),) = spy.sums[number]
+    ((third, words_D, decoded_D),) = spy.sums[number]  # decoded, in grid steps
     assert third == survivors
     assert np.array_equal(words_D, spy.plain_sum(survivors, number))
-    assert np.array_equal(np.sign(decoded_D), np.sign(words_D.view(np.int32)))
+    assert np.array_equal(np.rint(decoded_D), words_D.view(np.int32))
 
 
 def numbers_in(error: str) -> tuple[int, int, int]:
@@ -119,9 +119,7 @@ def check_round(config: Config, spy: SumSpy, record: dict[str, Any]) -> str:
     return kind
 
 
-def test_the_same_silences_give_the_same_model_to_the_bit_however_many_jobs(
-    tiny_encoder: Path, tmp_path: Path
-) -> None:
+def test_the_same_silences_give_the_same_model_to_the_bit_however_many_jobs(tiny_encoder: Path, tmp_path: Path) -> None:
     config = faulty(tiny_encoder, 10, 5)
     found = {}
     for jobs in (1, 4):
@@ -170,14 +168,14 @@ def test_all_but_the_threshold_may_fall_silent_at_a_stage_and_not_one_more(
     """n = 10, t = 6: four losses are borne in round 1, five are not in round 3."""
     schedule = {(name, 1): stage for name in NAMES[:4]} | {(name, 3): stage for name in NAMES[5:]}
     silence(monkeypatch, schedule)
-    metrics = run(faulty(tiny_encoder, 10, 4), tmp_path / "run")
+    metrics = run(faulty(tiny_encoder, 10, 5), tmp_path / "run")
     records = {record["round"]: record for record in metrics["rounds"]}
     early = stage in ("share", "train", "upload")
     assert_exact(spy, 1, frozenset(NAMES[4:] if early else NAMES))
     assert records[3]["stages"]["advertised"] == 10
     assert numbers_in(records[3]["error"]) == (5, 6, 1)
     assert 3 not in spy.sums
-    assert records[4]["contributed"] >= 5  # the run goes on
+    assert records[5]["contributed"] == 10  # round 4 may miss those whose keys were lost with round 3's messages
 
 
 def test_losses_at_several_stages_of_one_round_add_up(
