@@ -165,7 +165,7 @@ class Tally:
         """Takes one participant's boxes; raises `ProtocolError` for shapes or a signature that are wrong."""
         holders = tuple(sorted({*shares.recipients, number}))
         allowed = set(self.first) - {number}
-        if not set(shares.recipients) <= allowed or len(holders) != self.shape.num_holders:
+        if number not in self.first or not set(shares.recipients) <= allowed or len(holders) != self.shape.num_holders:
             raise ProtocolError("shares for others than the round's participants")
         parts = pack_numbers(shares.recipients), shares.boxes, shares.commitments, shares.seed_commitment
         self._verify(number, shares.signature, "shares", "share", self._hash, self._first_hash, number, *parts)

@@ -144,7 +144,11 @@ class HostileServer:
         """Sends a stage's message and returns the answer, taken apart."""
         if isinstance(task, MaskTask):
             base = work.to_record() if work else RecordDict()
-            return upload_of(self.ask(number, TRAIN_MASK if task.clip else QUERY_MASK, stage_record(task, base)))
+            return upload_of(
+                self.ask(
+                    number, QUERY_MASK if isinstance(work, StatisticsTask) else TRAIN_MASK, stage_record(task, base)
+                )
+            )
         return stage_of(_ANSWER_OF[type(task)], self.ask(number, _KIND_OF[type(task)], stage_record(task)))
 
     def facts(self, number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stage 2: what a client is asked to contribute. Nothing that differs from its peers, and nothing outside its policy."""
+"""Stage 2: what a client is asked to contribute: nothing that differs from its peers or lies outside its policy."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from hostile.hostile_round import BOUND, Round, refused, sums_up
 from hostile.hostile_server import HostileServer, Refused, partners
 
 import client.worker
+from common.errors import ProtocolError
 from common.messages import QUERY_CATALOGUE, CatalogueTask, StatisticsTask, TrainingPlan, TrainTask, counts_hash
 from common.secagg.wire import MaskTask
 
@@ -54,7 +55,7 @@ def test_another_model_or_config_for_one_client_is_refused(what: str, server: Ho
 
 @pytest.mark.parametrize("what", ["model", "learning_rate", "local_steps", "optimiser", "weight_decay"])
 def test_a_consistent_difference_for_one_client_leaves_no_sum(what: str, server: HostileServer) -> None:
-    """Hash and task agree, and differ from the peers': nobody then confirms within the same context, no share leaves."""
+    """Hash and task agree, and differ from the peers': no share leaves against signatures of two contexts."""
     plans = {
         "learning_rate": TrainingPlan(2, "adam", 0.06, 0.0),
         "local_steps": TrainingPlan(1, "adam", 0.05, 0.0),
@@ -69,7 +70,8 @@ def test_a_consistent_difference_for_one_client_leaves_no_sum(what: str, server:
         if number == 1:  # the server adds the body without a look at the signature, which is over another context
             pieces, upload = server.tell(1, replace(task, model_hash=model_hash, config_hash=config_hash), other)
             round_.tallies[0]._uploads[1] = upload.masked
-            assert sum(map(len, pieces)) == task.length
+            round_.tallies[0]._sum_D += np.concatenate(pieces)
+            round_.tallies[0]._slots += np.frombuffer(upload.slots, "<u8")
         else:
             round_.take("mask", number, round_.tell(number, task))
     signatures = {number: server.tell(number, task).signature for number, task in round_.tasks("confirm").items()}
@@ -83,14 +85,17 @@ def test_a_consistent_difference_for_one_client_leaves_no_sum(what: str, server:
         refused(round_, number, with_victim, "consistency of partner-0000: its signature is not that")
     victims = replace(round_.tallies[0].unmask_task(1), signers=(1, 2, 3))
     refused(round_, 1, victims, "consistency of partner-000[12]: its signature is not that")
-    # Without the victim's shares the three others can open the round; its own masks then stay in the sum.
+    # The three others alone can open what they confirmed: the masks between them and the victim stay in the sum.
+    round_.unmaskings = [round_.tallies[0].unmasking()]
     for number in (2, 3, 4):
         task = replace(
             round_.tallies[0].unmask_task(number),
             signers=(2, 3, 4),
             signatures=b"".join(signatures[signer] for signer in (2, 3, 4)),
         )
-        assert len(server.tell(number, task).owners) == 4
+        round_.take("unmask", number, server.tell(number, task))
+    with pytest.raises(ProtocolError, match="weight and count of the sum are not those of its 4 survivors"):
+        round_.unmaskings[0].finish()
 
 
 def test_item_counts_for_one_client_leave_no_sum(open_server: HostileServer) -> None:
@@ -99,10 +104,8 @@ def test_item_counts_for_one_client_leave_no_sum(open_server: HostileServer) -> 
     for number in (1, 2, 3, 4):
         told = real if number == 1 else nothing
         open_server.ask(number, QUERY_CATALOGUE, CatalogueTask("run", ITEMS, told).to_record())
-    hashes = [
-        counts_hash({item: (clicks, shown) for item, (clicks, shown) in zip(ITEMS, told.T)}) for told in (real, nothing)
-    ]
-    round_ = Round(open_server, item_counts=hashes[1]).until("mask")
+    others = counts_hash(dict.fromkeys(ITEMS, (0.0, 0.0)))
+    round_ = Round(open_server, item_counts=others).until("mask")
     refused(round_, 1, round_.tasks("mask")[1], HASHES)
     for number in (2, 3, 4):
         round_.take("mask", number, round_.tell(number, round_.tasks("mask")[number]))
@@ -174,7 +177,9 @@ def test_a_weight_other_than_the_rosters_is_refused(weight: float, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "change", [{"run_id": "other"}, {"round": 2}, {"attempt": 1}, {"weight": 0.5}, {"model_D": np.zeros(3, np.float32)}], ids=str
+    "change",
+    [{"run_id": "other"}, {"round": 2}, {"attempt": 1}, {"weight": 0.5}, {"model_D": np.zeros(3, np.float32)}],
+    ids=str,
 )  # fmt: skip
 def test_masking_and_work_of_two_rounds_are_refused(change: dict[str, Any], server: HostileServer) -> None:
     round_ = Round(server).until("mask")

@@ -75,7 +75,7 @@ def test_promise_1_with_three_in_ten_silent_every_sum_is_the_survivors_to_the_bi
     captured = capsys.readouterr()
     metrics = json.loads(captured.out)
     assert [record["round"] for record in metrics["rounds"]] == list(range(1, 15))
-    kinds = {kind: 0 for kind in ("summed", "summed with losses", "masked body", "confirmed", "shares of")}
+    kinds = dict.fromkeys(("summed", "summed with losses", "masked body", "confirmed", "shares of"), 0)
     auc = None
     for record in metrics["rounds"]:
         kinds[check_round(config, spy, record)] += 1
