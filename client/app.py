@@ -165,4 +165,6 @@ def _with_next(worker: Worker, answer: RecordDict, ahead: Ahead) -> RecordDict:
         return with_ahead(answer, worker.prepare(ahead))
     except HushclickError as error:
         log.warning("next round: %s", error)
-        return answer
+    except Exception as error:  # what it says may hold data, and this round's answer must not be lost over the next's
+        log.warning("next round: %s", type(error).__name__)
+    return answer

@@ -37,7 +37,7 @@ from common.secagg.wire import (
     Upload,
 )
 
-# Every attempt shows the server a new graph of neighbours, or new groups; it may not try for long (docs/PROTOCOL.md).
+# Every attempt shows the server a new graph of neighbours, or new groups; it may not try for long (docs/SECAGG.md).
 MOST_ATTEMPTS = 16
 
 _AFTER = {Advertised: "ADVERTISE", Shared: "SHARE", Masked: "MASK"}

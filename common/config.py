@@ -121,7 +121,7 @@ class AggregationConfig:
     weights: Literal["equal", "declared"] = "declared"  # declared = the user count that a partner publishes
     min_partners: Annotated[int, Field(ge=1)] = 3
     colluders: Annotated[int, Field(ge=0)] = 1  # partners that may collude with the server and still learn only sums
-    update_bound: Annotated[float, Field(gt=0, le=1_000_000)] = 4.0  # bound on one coordinate of a weighted update
+    update_bound: Annotated[float, Field(ge=0.000001, le=1_000_000)] = 4.0  # bound on one coordinate of a weighted update
     groups: Annotated[int, Field(ge=1)] = 1  # over 1: a sum per group, and the median of their means (robust)
     timeout_seconds: PositiveFloat = 600.0  # of joining and training
     stage_timeout_seconds: PositiveFloat = 60.0  # of each short stage of secure aggregation

@@ -1,7 +1,7 @@
 """A securely aggregated round over Flower: MASK, CONSISTENCY, UNMASK, the next round's preparation riding along.
 
 Replies are aggregated as they arrive, into one running sum per group; whoever fails at a stage is left out from there
-on. Comments name the step of docs/PROTOCOL.md.
+on. Comments name the step of docs/SECAGG.md.
 
 Legend: D parameters, G groups.
 """
@@ -270,7 +270,10 @@ class SecureAggregator:
             elif take is not None:
                 take(number, rest)
             if answer is not None and ahead is not None and number in tasks:
-                ahead.take(number, answer)
+                try:
+                    ahead.take(number, answer)
+                except ProtocolError as error:  # what it gave to this round still counts
+                    outcome.failures.setdefault(self.roster.member(number).name, f"next round: {error}")
 
         trains = stage == "mask"
         timeout = self.config.timeout_seconds if trains else self.config.stage_timeout_seconds
@@ -294,8 +297,8 @@ class SecureAggregator:
         outcome.exhausted |= {self.roster.member(number_of[node]).name for node in result.exhausted}
         for node, reason in result.failures.items():
             number = number_of[node]
-            if stage == "prepare" or number in letters:
-                outcome.failures.setdefault(self.roster.member(number).name, f"{stage}: {reason}")
+            where = stage if stage == "prepare" or number in letters else "next round"
+            outcome.failures.setdefault(self.roster.member(number).name, f"{where}: {reason}")
 
     @staticmethod
     def _note(outcome: Collected, stage: str, count: int) -> None:

@@ -1,1 +1,1 @@
-"""Secure aggregation: the server learns the sum of the partners' contributions and nothing else (docs/PROTOCOL.md)."""
+"""Secure aggregation: the server learns the sum of the partners' contributions and nothing else (docs/SECAGG.md)."""

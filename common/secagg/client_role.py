@@ -2,7 +2,7 @@
 
 Each takes the state that the step before returned, checks all that the server says, and returns the next state with
 what to send. That a step runs once, also across restarts, is for the caller to hold (client/participant.py). Comments
-name the step of docs/PROTOCOL.md.
+name the step of docs/SECAGG.md.
 
 Legend: D coordinates of the body. U1 advertised, U2 sent shares, U3 sent a masked body.
 """
@@ -94,7 +94,7 @@ def share(member: Member, state: Advertised, task: ShareTask, random: Random) ->
     """Stage 1: shares of the self-mask seed b and of the mask secret s, on separate polynomials.
 
     Raises:
-        ProtocolError: for whatever docs/PROTOCOL.md says is refused here; nothing is shared then.
+        ProtocolError: for whatever docs/SECAGG.md says is refused here; nothing is shared then.
     """
     first = checked_first(member, state, task.cohort, task.advertisements)
     first = group_of(member, state, task, first)
@@ -157,7 +157,7 @@ def open_boxes(member: Member, state: Shared, task: MaskTask) -> Opened:
     """Stage 2, before any data is touched: checks the whole task, opens the boxes, fixes the context.
 
     Raises:
-        ProtocolError: for whatever docs/PROTOCOL.md says is refused here.
+        ProtocolError: for whatever docs/SECAGG.md says is refused here.
     """
     first = {advertisement.number: advertisement for advertisement in advertisements_of(state.first)}
     own_shape = shape(len(first), member.policy.colluders)

@@ -2,7 +2,7 @@
 
 Every participant draws `size` others after it has seen all advertisements: they and itself hold the shares of its two
 secrets, and pairwise masks run along these choices. `neighbourhood` finds how many and with which threshold;
-`choose` draws them. docs/PROTOCOL.md has the argument. It needs each holder to keep three rules: one kind of share per
+`choose` draws them. docs/SECAGG.md has the argument. It needs each holder to keep three rules: one kind of share per
 owner; none before t of its own holders confirmed its own view of (context, U1, U2, U3); and a share of b_v only with
 the signature of v that it masked within the same (context, U1, U2). Without the third, a server that shows v alone a U2
 without v's neighbours opens v's single contribution.

@@ -2,7 +2,7 @@
 
 Every advertisement commits to a coin; the coins are revealed once all commitments are fixed; the groups are a function
 of U1 and all coins. Whoever withholds a coin ends the preparation, and so can have the groups drawn again, visibly:
-docs/PROTOCOL.md says what that is worth.
+docs/SECAGG.md says what that is worth.
 
 Source: Blum 1983, "Coin flipping by telephone" (commit, then reveal).
 """

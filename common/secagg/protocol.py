@@ -1,6 +1,6 @@
 """The whole protocol on one page: `run_secagg` is every role, in order.
 
-It is the figure of docs/PROTOCOL.md, the harness of the test vectors and the reference that the networked round
+It is the figure of docs/SECAGG.md, the harness of the test vectors and the reference that the networked round
 (server/round.py) is held against.
 
 Legend: D coordinates of the body.

@@ -2,7 +2,7 @@
 
 `Gathering` is stage 0; it ends in one `Tally` per group (usually one), which is stages 1 to 4. What a participant sends
 is checked before it counts, so that whoever is at fault is named. None of these checks protects a participant: those
-are the participant's own (client_role.py). Comments name the step of docs/PROTOCOL.md.
+are the participant's own (client_role.py). Comments name the step of docs/SECAGG.md.
 
 Legend: D coordinates of the body. U1 advertised, U2 sent shares, U3 sent a masked body.
 """

@@ -25,6 +25,7 @@ from common.config import (
     PrivacyConfig,
     RoundConfig,
     ServerConfig,
+    SimulationConfig,
     apply_override,
     dump_config,
     fingerprint,
@@ -36,12 +37,16 @@ from common.config import (
 from common.errors import ConfigError
 from common.messages import TrainTask
 
-SECTIONS = (DataConfig, ModelConfig, RoundConfig, PrivacyConfig, AggregationConfig, ServerConfig, OutputConfig)
+SECTIONS = (
+    *(DataConfig, ModelConfig, RoundConfig, PrivacyConfig, AggregationConfig),
+    *(ServerConfig, SimulationConfig, OutputConfig),
+)
 # No two values of this one contradict each other, so that single fields can be changed freely.
 LOOSE = Config(
     data=DataConfig(partners=65_536, path="log.csv", card="card.toml"),
     privacy=PrivacyConfig(mode="none"),
     aggregation=AggregationConfig(min_partners=3),
+    simulation=SimulationConfig(attack="boost", attackers=1),
 )
 
 
@@ -140,6 +145,9 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     table["privacy"]["max_local_steps"] = max(table["privacy"]["max_local_steps"], table["round"]["local_steps"])
     if table["privacy"]["mode"] != "none":
         table["model"]["item_rates"] = "none"
+    simulation = table["simulation"]
+    most = 0 if simulation["attack"] == "none" else 65_535
+    simulation["attackers"] = min(max(simulation["attackers"], 1), most)
     return table
 
 
@@ -382,7 +390,11 @@ def test_each_field_changes_the_fingerprint(
     if path == ("aggregation", "colluders"):
         allowed = st.just(0)
     if path == ("aggregation", "groups"):
-        allowed = st.integers(2, 1000)
+        allowed = st.integers(3, 1000)
+    if path == ("simulation", "attack"):
+        allowed = allowed.filter(lambda value: value != "none")
+    if path == ("simulation", "attackers"):
+        allowed = st.integers(2, 65_535)
     if path == ("privacy", "mode"):
         allowed = st.just("local")
     other = parse_config(with_value(path, data.draw(allowed)))

@@ -91,6 +91,7 @@ KEYS = {
     ),
     "aggregation": "method weights min_partners colluders update_bound groups timeout_seconds stage_timeout_seconds",
     "server": "optimiser learning_rate momentum beta2 tau evaluate_every bootstrap_samples floors",
+    "simulation": "dropout_rate attack attackers attack_factor",
     "output": "title report jobs",
 }
 

@@ -254,3 +254,24 @@ def test_a_client_that_answers_after_its_stages_timeout_is_only_left_out(
     text = f"{method}: no answer within {limit:g} seconds"
     assert metrics["rounds"][1]["failures"] == {"partner-0001": text}
     assert not any("failures" in record for record in metrics["rounds"][2:])
+
+
+# --- both engines -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_flowers_own_engine_loses_the_same_messages_and_gives_the_same_model(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    faults = {"dropout_rate": 0.15, "attack": "sign_flip", "attackers": 1}
+    config = small_config(tiny_encoder, 6, 3, simulation=faults)
+    found = {}
+    for engine in ("in-process", "flower"):
+        metrics = run(config, tmp_path / engine, engine=engine)
+        for record in metrics["rounds"]:
+            del record["timings"]
+        found[engine] = metrics["rounds"], load_file(tmp_path / engine / "model" / "model.safetensors")
+    (own, own_model), (flower, flower_model) = found.values()
+    assert own == flower
+    assert any("silent from" in text for record in own for text in record.get("failures", {}).values())
+    assert all(np.array_equal(own_model[name], flower_model[name]) for name in own_model)

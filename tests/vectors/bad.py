@@ -14,11 +14,10 @@ from vectors.records import plain
 
 from common.secagg import client_role as client
 from common.secagg.checks import Member
-from common.secagg.keys import public_key, sign
+from common.secagg.keys import SIGNATURE_BYTES, public_key, sign
 from common.secagg.roster import Roster
 from common.secagg.wire import (
     BOX_BYTES,
-    SIGNATURE_BYTES,
     Advertisement,
     ShareTask,
     advertisements_of,
@@ -95,6 +94,10 @@ def _share_cases(played: Play) -> dict[str, dict[str, Any]]:
             "advertisements: a participant outside the roster of 3",
             _with(task, one, two, three, replace(stranger, number=4)),
         ),
+        "cohort_outside_the_roster": share(
+            "require_ascending", "cohort: a participant outside the roster of 3", replace(task, cohort=(1, 2, 3, 4))
+        ),
+        "cohort_twice": share("require_ascending", "cohort: participants must be", replace(task, cohort=(1, 2, 2, 3))),
         "identity_outside_the_cohort": share("checked_first", "not in the cohort", replace(task, cohort=(1, 2))),
         "own_entry_replaced": share("checked_first", own, _with(task, own_other, two, three)),
         "own_entry_missing": share("checked_first", own, _with(task, two, three)),

@@ -21,6 +21,7 @@ from common.secagg.parameters import Policy, bits_for
 from common.secagg.roster import Member as RosterMember
 from common.secagg.roster import Roster
 from common.secagg.server_role import Gathering, Grid, Tally
+from common.secagg.states import Opened
 from common.secagg.unmasking import Unmasking
 from common.secagg.wire import SessionId
 
@@ -96,7 +97,7 @@ class Step:
     after: Any
     body: NDArray[np.uint32] | None = None  # as masked
     coded: NDArray[np.uint32] | None = None
-    opened: client.Opened | None = None
+    opened: Opened | None = None
 
 
 @dataclass

@@ -52,7 +52,7 @@ def rich(kind: Any, value: Any) -> Any:
     """Returns the message of a kind that `plain` made a JSON object of."""
     if kind is bytes:
         return bytes.fromhex(value)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return kind(**{field.name: rich(field.type, value[field.name]) for field in fields(kind)})
     return tuple(value) if isinstance(value, list) else value
 

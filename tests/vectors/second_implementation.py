@@ -1,4 +1,4 @@
-"""Secure aggregation a second time, from docs/PROTOCOL.md: hashlib, `cryptography` and Python integers.
+"""Secure aggregation a second time, from docs/SECAGG.md: hashlib, `cryptography` and Python integers.
 
 It shares no line with `common.secagg` and is slow on purpose; the vectors are checked against it.
 """
@@ -142,4 +142,5 @@ def coded(values: Sequence[float], weight: float, bits: int, clip: float, roundi
 def decoded(word: int, bits: int, clip: float) -> float:
     """A word of the sum as a real number."""
     signed = word - 2**32 if word >= 2**31 else word
-    return signed / ((2 ** (bits - 1) - 1) / clip)
+    found: float = signed / ((2 ** (bits - 1) - 1) / clip)
+    return found

@@ -133,7 +133,7 @@ def test_a_bad_vector_is_not_the_truth(name: str) -> None:
 
 
 def test_every_item_of_the_refusal_list_has_a_vector() -> None:
-    """The list of docs/PROTOCOL.md, as far as single steps can hold it."""
+    """The list of docs/SECAGG.md, as far as single steps can hold it."""
     wanted = """
         key_swapped signed_by_a_stranger identity_outside_the_roster own_entry_replaced duplicate_participant
         replayed_from_another_round replayed_from_another_run replayed_from_another_roster another_model

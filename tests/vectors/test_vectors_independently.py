@@ -294,7 +294,7 @@ def _left_in(played: Round) -> list[tuple[int, tuple[bytes, bytes]]]:
 
 def test_small_vectors() -> None:
     for case in read("secagg_digest.json")["cases"]:
-        kinds = {"bytes": raw, "text": str, "integer": int}
+        kinds: dict[str, Any] = {"bytes": raw, "text": str, "integer": int}
         parts = [kinds[kind](value) for part in case["parts"] for kind, value in part.items()]
         assert H(case["label"], *parts).hex() == case["digest"]
     for case in read("secagg_shamir.json")["cases"]:

@@ -165,7 +165,7 @@ def digests() -> dict[str, Any]:
 
 
 def _kind(part: bytes | str | int) -> str:
-    return {bytes: "bytes", str: "text"}.get(type(part), "integer")
+    return "bytes" if isinstance(part, bytes) else "text" if isinstance(part, str) else "integer"
 
 
 def shares() -> dict[str, Any]:
@@ -242,7 +242,11 @@ def contexts() -> dict[str, Any]:
     ):
         hashed = session_hash(run_id, round_number, attempt, bytes(range(32)))
         fields: dict[str, Any] = {"threshold": threshold, "length": length, "ring": 2**32, "bits": bits, "clip": clip}
-        hashes = {"first_hash": bytes([1]) * 32, "model_hash": bytes([2]) * 32, "config_hash": bytes([3]) * 32}
+        hashes: dict[str, Any] = {
+            "first_hash": bytes([1]) * 32,
+            "model_hash": bytes([2]) * 32,
+            "config_hash": bytes([3]) * 32,
+        }
         found = context_hash(session=hashed, cohort=cohort, **hashes, **fields)
         cases.append(
             {

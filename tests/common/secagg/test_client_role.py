@@ -25,6 +25,7 @@ def test_a_body_may_come_in_any_pieces(played: Play) -> None:
     step = played.steps["mask"][1]
     assert step.opened is not None
     assert step.coded is not None
+    assert step.body is not None
     masking = client.Masking(played.members[1], step.opened)
     pieces = [piece_D.copy() for piece_D in masking.pieces(iter(np.split(step.coded.copy(), [1, 1, 4])))]
     assert [len(piece_D) for piece_D in pieces] == [1, 0, 3, 1]
@@ -177,6 +178,14 @@ def test_groups_are_drawn_for_what_the_coin_was_revealed_for(groups: Groups) -> 
     never = replace(groups.states[1], revealed=b"")
     with pytest.raises(ProtocolError, match=text):
         client.share(groups.members[1], never, groups.share_task, groups.source)
+
+
+def test_a_coin_that_was_revealed_is_of_no_use_without_groups(groups: Groups) -> None:
+    """One sum over all, once the coins are on the table, would be a choice that the server makes with them in view."""
+    task = replace(groups.share_task, num_groups=1, coins=b"", threshold=5)
+    with pytest.raises(ProtocolError, match="coins without groups"):
+        client.share(groups.members[1], groups.states[1], task, groups.source)
+    client.share(groups.members[1], replace(groups.states[1], revealed=b""), task, groups.source)
 
 
 def test_a_coin_counts_only_where_its_commitment_is_signed(groups: Groups) -> None:

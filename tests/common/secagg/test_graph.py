@@ -281,7 +281,7 @@ def test_simulated_sets_that_close_are_no_smaller_than_the_bound(n: int, c: int,
     assert same.any()  # the next size does occur: the bound is not idle
 
 
-# --- the argument of docs/PROTOCOL.md, on graphs: what a server that splits views can open ---------------------------
+# --- the argument of docs/SECAGG.md, on graphs: what a server that splits views can open ---------------------------
 
 Views = list[tuple[frozenset[int], frozenset[int]]]  # of each participant: U2 when it masked, U3 when it confirmed
 

@@ -14,6 +14,7 @@ from common.errors import ProtocolError, TooFewPartners
 from common.secagg import client_role as client
 from common.secagg.keys import sign
 from common.secagg.masking import Masker, MaskKeys, self_mask
+from common.secagg.states import Opened
 from common.secagg.transcript import digest
 from common.secagg.wire import MaskTask, advertisements_of, concatenated
 
@@ -99,6 +100,16 @@ def test_signatures_of_peers_are_checked_before_masking_with_them(shared: Play) 
         client.open_boxes(played.members[VICTIM], doubtful, task)
 
 
+def test_signatures_of_the_chosen_are_checked_before_sharing_with_them(shared: Play) -> None:
+    """Whoever is drawn must have signed; a box to a key of the server's would be the server's to open."""
+    state, task = shared.steps["advertise"][VICTIM].after, shared.tally.share_task
+    first = advertisements_of(task.advertisements)
+    unsigned = [each if each.number == VICTIM else replace(each, signature=bytes(64)) for each in first]
+    blob = concatenated([each.to_bytes() for each in unsigned])
+    with pytest.raises(ProtocolError, match=r"advertisement of p\d+: its signature"):
+        client.share(shared.members[VICTIM], state, replace(task, advertisements=blob), Source("unsigned"))
+
+
 def lonely_task(played: Play) -> MaskTask:
     """A U2 for the victim alone, large enough, with none of those who hold its shares or whose shares it holds."""
     neighbours = set(played.steps["share"][VICTIM].reply.recipients)
@@ -170,7 +181,7 @@ def test_an_upload_that_masked_within_another_u2_does_not_count(masked: Play) ->
         played.tally.add_upload(VICTIM, [step.body], replace(step.reply, masked=upload.masked))  # type: ignore[list-item]
 
 
-def _upload(played: Play, opened: client.Opened):  # type: ignore[no-untyped-def]
+def _upload(played: Play, opened: Opened):  # type: ignore[no-untyped-def]
     masking = client.Masking(played.members[VICTIM], opened)
     list(masking.pieces(iter([np.zeros(2, np.uint32)])))
     return masking.finish()
