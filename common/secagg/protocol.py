@@ -89,7 +89,7 @@ def run_secagg(
     members = {number: Member(number, identities[number], roster, policy) for number in sorted(values)}
     length = len(next(iter(values.values())))
 
-    def left(among: Sequence[int], stage: str, leaving: Collection[int]) -> list[int]:
+    def left(among: Sequence[int], leaving: Collection[int]) -> list[int]:
         silent.update(leaving)
         return [number for number in among if number not in silent]
 
@@ -100,14 +100,14 @@ def run_secagg(
     # 0 ADVERTISE: fresh keys, signed.
     server = Gathering(roster, session, list(members), policy.colluders)
     advertised = {}
-    for number in left(list(members), "advertise", gone.advertise):
+    for number in left(list(members), gone.advertise):
         advertised[number], advertisement = client.advertise(members[number], session, random)
         server.add(number, say("advertise", number, advertisement))
 
     # 1 SHARE: everyone sees U1, and seals shares of its two secrets for its holders.
     (tally,) = server.tallies()
     shared = {}
-    for number in left(list(advertised), "share", gone.share):
+    for number in left(list(advertised), gone.share):
         shared[number], shares = client.share(members[number], advertised[number], tally.share_task, random)
         tally.add_shares(number, say("share", number, shares))
 
@@ -116,7 +116,7 @@ def run_secagg(
     weights = {number: roster.member(number).weight for number in members}
     tally.fix_second(Grid(length, coding.bits, clip, model_hash, config_hash), weights)
     masked = {}
-    for number in left(list(tally.second), "mask", gone.mask):
+    for number in left(list(tally.second), gone.mask):
         opened = client.open_boxes(members[number], shared[number], tally.mask_task(number))
         require_codable(values[number], weights[number], coding)
         masking = client.Masking(members[number], opened)
@@ -128,13 +128,13 @@ def run_secagg(
 
     # 3 CONSISTENCY: the survivors sign who survives.
     tally.fix_third()
-    for number in left(list(tally.third), "confirm", gone.confirm):
+    for number in left(list(tally.third), gone.confirm):
         masked[number], signature = client.confirm(members[number], masked[number], tally.confirm_task())
         tally.add_confirmation(number, say("confirm", number, signature))
 
     # 4 UNMASK: against enough of those signatures, a share of b for the living and of s for the dead.
     unmasking = tally.unmasking()
-    for number in left(list(tally.confirmed()), "unmask", gone.unmask):
+    for number in left(list(tally.confirmed()), gone.unmask):
         revealed = client.unmask(members[number], masked[number], tally.unmask_task(number))
         unmasking.add(number, say("unmask", number, revealed))
     return Outcome(unmasking.finish(), tally.third, sum(weights[number] for number in tally.third), transcript)
