@@ -10,6 +10,7 @@ from common.privacy.accounting import PrivacyStatement, epsilon, privacy_stateme
 from common.privacy.calibrate import affordable_steps
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
+from common.privacy.views import View, as_seen
 
 # Rounding when a budget is written as the very epsilon that was calculated: far below the accountant's own pessimism.
 _TOLERANCE = 1e-9
@@ -17,6 +18,9 @@ _TOLERANCE = 1e-9
 
 class Budget:
     """What a partner still allows.
+
+    Every bound that the policy sets is held: `epsilon` for what the server and the public see, `epsilon_partner` for
+    another partner, `epsilon_broken` for whoever breaks secure aggregation. In local mode the three are one number.
 
     Formal guarantees:
         - no reserve that returns, after whatever calls, crashes, restarts or other processes, leaves a ledger whose
@@ -67,30 +71,53 @@ class Budget:
             return None
         if event.mechanism == "none":
             return 0
-        return self._affordable(event, self._ledger.events()) // event.steps
+        spent = self._ledger.events()
+        return min(
+            self._affordable(as_seen([event], view)[0], as_seen(spent, view), bound) // event.steps
+            for view, bound in self._bounds.items()
+        )
 
     def _fits(self, spent: tuple[DpEvent, ...], event: DpEvent) -> bool:
+        return all(
+            self._fits_one(as_seen(spent, view), as_seen([event], view)[0], bound)
+            for view, bound in self._bounds.items()
+        )
+
+    def _fits_one(self, spent: tuple[DpEvent, ...], event: DpEvent, bound: float) -> bool:
         if event.mechanism == "none" or any(past.mechanism == "none" for past in spent):
             return False
         if all(_parameters(past) == _parameters(event) for past in spent):
             # The usual case, one pair of parameters: the answer is a count of steps, worked out once.
-            return sum(past.steps for past in spent) + event.steps <= self._affordable(event, ())
-        return epsilon([*spent, event], self._policy.delta) <= self._bound
+            return sum(past.steps for past in spent) + event.steps <= self._affordable(event, (), bound)
+        return epsilon([*spent, event], self._policy.delta) <= bound
 
-    def _affordable(self, event: DpEvent, spent: tuple[DpEvent, ...]) -> int:
-        return affordable_steps(self._bound, self._policy.delta, *_parameters(event), already=spent)
+    def _affordable(self, event: DpEvent, spent: tuple[DpEvent, ...], bound: float) -> int:
+        return affordable_steps(bound, self._policy.delta, *_parameters(event), already=spent)
 
     @property
-    def _bound(self) -> float:
-        return self._policy.epsilon * (1 + _TOLERANCE)
+    def _bounds(self) -> dict[View, float]:
+        """The policy's bounds by who learns; those that are not set hold nobody."""
+        policy = self._policy
+        asked: dict[View, float | None] = {
+            "server": policy.epsilon,
+            "partner": policy.epsilon_partner,
+            "broken": policy.epsilon_broken,
+        }
+        return {view: bound * (1 + _TOLERANCE) for view, bound in asked.items() if bound is not None}
 
     def _refusal(self, spent: tuple[DpEvent, ...], event: DpEvent) -> str:
         delta = self._policy.delta
-        before, after = epsilon(spent, delta), epsilon([*spent, event], delta)
+        view = next(
+            view
+            for view, bound in self._bounds.items()
+            if not self._fits_one(as_seen(spent, view), as_seen([event], view)[0], bound)
+        )
+        key = "epsilon" if view == "server" else f"epsilon_{view}"
+        before, after = epsilon(as_seen(spent, view), delta), epsilon(as_seen([*spent, event], view), delta)
         return (
             f"{event.purpose} for round {event.round} refused before any data was touched; {len(spent)} releases have"
-            f" spent epsilon {before:.6g}, this one would make it {after:.6g}, and the budget is privacy.epsilon ="
-            f" {self._policy.epsilon:g} at delta {delta:g}; {self._mend(spent, event)}"
+            f" spent epsilon {before:.6g}, this one would make it {after:.6g}, and the budget is privacy.{key} ="
+            f" {getattr(self._policy, key):g} at delta {delta:g}; {self._mend(spent, event)}"
         )
 
     @staticmethod

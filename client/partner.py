@@ -65,6 +65,13 @@ class PartnerConfig:
             )
         if self.aggregation.method == "secure" and not (self.identity and self.roster):
             raise ConfigError(f'{self.name}: identity or roster is unset; aggregation.method = "secure" needs both')
+        honest = self.aggregation.least_participants - self.aggregation.colluders
+        if self.privacy.mode == "distributed" and (self.aggregation.method == "plain" or honest < 2):
+            raise ConfigError(
+                f'{self.name}: privacy.mode = "distributed" needs aggregation.method = "secure", and'
+                f" aggregation.least_participants at least 2 over aggregation.colluders (they are"
+                f" {self.aggregation.least_participants} and {self.aggregation.colluders})"
+            )
         if self.privacy.mode != "none" and self.model.item_rates != "none":
             raise ConfigError(f"{self.name}: model.item_rates needs exact counts, which are not private")
 

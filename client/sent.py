@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class SentFile:
         self._run_id = run_id
         self.path = folder / f"sent-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.safetensors"
 
-    def reuse(self, task: TrainTask, item_counts: bytes) -> NDArray[np.float32] | None:
+    def reuse(self, task: TrainTask, shared: bytes) -> NDArray[Any] | None:
         """Returns what was sent for this very task, None for a new one; raises `ProtocolError` for a replay."""
         found = self._read()
         if found is None:
@@ -45,7 +46,7 @@ class SentFile:
             return None
         if last_round > task.round:
             raise ProtocolError(f"round {task.round} after round {last_round}: a round is answered once")
-        if answered != _task_hash(task, item_counts):
+        if answered != _task_hash(task, shared):
             raise ProtocolError(f"round {task.round} was answered for another model; it is not answered again")
         return delta_D
 
@@ -55,7 +56,7 @@ class SentFile:
         found = self._read()
         return found[0] if found else 0
 
-    def _read(self) -> tuple[int, bool, str, NDArray[np.float32]] | None:
+    def _read(self) -> tuple[int, bool, str, NDArray[Any]] | None:
         """Returns round, whether it is this run, task hash and update of what was sent last."""
         if not self.path.exists():
             return None
@@ -68,13 +69,13 @@ class SentFile:
                 f"{self.path.name}: damaged; what was sent last is unknown, so nothing more is sent"
             ) from None
 
-    def keep(self, task: TrainTask, item_counts: bytes, delta_D: NDArray[np.float32]) -> None:
+    def keep(self, task: TrainTask, shared: bytes, delta_D: NDArray[Any]) -> None:
         """Persists a contribution before it leaves."""
-        facts = {"run_id": task.run_id, "round": str(task.round), "task": _task_hash(task, item_counts)}
+        facts = {"run_id": task.run_id, "round": str(task.round), "task": _task_hash(task, shared)}
         write_atomically(self.path, save({"delta": delta_D}, facts))
 
 
-def _task_hash(task: TrainTask, item_counts: bytes) -> str:
-    digest = hashlib.sha256(repr((task.run_id, task.round, task.fingerprint, task.plan, item_counts)).encode())
+def _task_hash(task: TrainTask, shared: bytes) -> str:
+    digest = hashlib.sha256(repr((task.run_id, task.round, task.fingerprint, task.plan, shared)).encode())
     digest.update(task.model_D.tobytes())
     return digest.hexdigest()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleHooks
+from randomgen import AESCounter
 from torch import Tensor, nn
 
 from common.errors import ProtocolError
@@ -59,23 +60,22 @@ class DpStep:
 
 
 class Randomness:
-    """Sampling and noise of one partner in one round.
+    """Sampling and noise of one partner in one round, from cryptographic generators.
 
     Production seeds both from the operating system. With `fixed_seed` they are a function of (seed, partner, round):
     reproducible, different at every partner, and no privacy against whoever knows the seed; ledger and report say so.
     """
 
     def __init__(self, fixed_seed: int | None, partner: str, round_number: int) -> None:
-        self.sampling = np.random.default_rng(_seed_words(fixed_seed, partner, round_number, "sampling"))
-        self.noise = np.random.default_rng(_seed_words(fixed_seed, partner, round_number, "noise"))
+        self.sampling = secure_generator(_seed_bytes(fixed_seed, partner, round_number, "sampling"))
+        self.noise = secure_generator(_seed_bytes(fixed_seed, partner, round_number, "noise"))
         # Decides only to which of two neighbours on the grid of secure aggregation a coordinate is rounded.
         self.rounding_key = _seed_bytes(fixed_seed, partner, round_number, "rounding")
 
 
-def _seed_words(fixed_seed: int | None, *labels: object) -> list[int]:
-    """Returns 256 bits for one purpose; equal seeds at two partners still give unrelated streams."""
-    digest = _seed_bytes(fixed_seed, *labels)
-    return [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 32, 4)]
+def secure_generator(seed: bytes) -> np.random.Generator:
+    """Returns numpy's distributions over AES-128 in counter mode, keyed with the first 16 bytes of a seed."""
+    return np.random.Generator(AESCounter(key=int.from_bytes(seed[:16], "little")))
 
 
 def _seed_bytes(fixed_seed: int | None, *labels: object) -> bytes:
@@ -95,10 +95,7 @@ def train_privately(
           `MAX_WEIGHT`), whatever the user's rows hold and whatever model the server sent: NaN counts 0.
         - An empty sample is a step like any other.
     """
-    _refuse_layers_with_memory(model)
-    require_in_bounds(start_D)
-    write_vector(model, start_D)
-    model.train()  # Opacus' hooks keep activations only in training mode
+    load_for_training(model, start_D)
     optimiser = make_optimiser(model, plan)
     hooks = GradSampleHooks(model, loss_reduction="sum")
     try:
@@ -112,6 +109,19 @@ def train_privately(
     finally:
         hooks.cleanup()
     return read_vector(model) - start_D
+
+
+def load_for_training(model: ClickModel, start_D: Float) -> None:
+    """Writes the weights that a step starts from into a model that can be trained privately.
+
+    Raises:
+        ProtocolError: for weights out of bounds.
+        TypeError: for layers with memory.
+    """
+    _refuse_layers_with_memory(model)
+    require_in_bounds(start_D)
+    write_vector(model, start_D)
+    model.train()  # Opacus' hooks keep activations only in training mode
 
 
 def sample_users(num_users: int, rate: float, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -138,10 +148,15 @@ def clipped_sum(
 ) -> NDArray[np.float64]:
     """Returns the sum over users of their clipped gradients, float64 [D]; zeros when nobody was sampled."""
     total_D = np.zeros(sum(parameter.numel() for parameter in model.parameters()))
-    for part in physical_batches(chosen, most_users=max(1, _PHYSICAL_GRADIENTS // len(total_D))):
+    for part in physical_batches(chosen, most_users_at_a_time(len(total_D))):
         gradient_BD = per_user_gradients(model, rows, part)
         total_D += clip_and_sum(gradient_BD, clip).numpy()
     return total_D
+
+
+def most_users_at_a_time(num_parameters: int) -> int:
+    """Returns how many users' gradients fit in memory at a time."""
+    return max(1, _PHYSICAL_GRADIENTS // num_parameters)
 
 
 def physical_batches(

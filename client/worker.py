@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.budget import Budget
+from client.distributed import SharedStep, noised_step
 from client.identity import load_identity
 from client.participant import Participant
 from client.partner import PartnerConfig
@@ -41,10 +42,11 @@ from common.messages import (
     TrainReply,
     TrainTask,
     counts_hash,
+    shared_hash,
 )
 from common.model.click_model import ClickModel, build_model
 from common.pretrained import Pretrained, locate
-from common.privacy.events import DpEvent
+from common.privacy.events import DpEvent, Mechanism
 from common.privacy.ledger import Ledger
 from common.runfolder import write_atomically
 from common.secagg.checks import Member
@@ -157,10 +159,10 @@ class Worker:
         Raises:
             BudgetExhausted, ProtocolError: as `train`, and whatever `Participant` refuses.
         """
-        _require_one_task(task, work)
+        _require_one_task(task, work, whole_numbers=self.config.privacy.mode == "distributed")
         coding = Coding(task.bits, task.clip)
         with self._alone():
-            opened = self._secure.open(task, *work.hashes(self._counts_hash()))
+            opened = self._secure.open(task, *work.hashes(self._shared_hash()))
             value_D: NDArray[Any]
             if isinstance(work, StatisticsTask):
                 key, value_D = bytes(32), self._item_counts(work).astype(np.int64).reshape(-1)
@@ -196,11 +198,19 @@ class Worker:
         if task.local_steps == 0 or sent.last_round == session.round:  # nothing to pay, or paid already
             return
         self._require_steps(task.local_steps)
-        event = training_event(self.config.privacy, session.run_id, session.round, session.attempt, task.local_steps)
+        event = training_event(
+            self.config.privacy, session.run_id, session.round, session.attempt, task.local_steps, self._shares
+        )
         if self._budget.affordable_rounds(event) == 0:
             raise BudgetExhausted(f"round {session.round}: {task.local_steps} more steps do not fit the budget")
 
+    @property
+    def _shares(self) -> int:
+        return noise_shares(self.config)
+
     def _require_steps(self, steps: int) -> None:
+        if self.config.privacy.mode == "distributed" and steps != 1:
+            raise ProtocolError(f"local_steps = {steps}: with shared noise this partner makes exactly one step a round")
         limit = self.config.privacy.max_local_steps
         if steps < 1 or (self.config.privacy.mode != "none" and steps > limit):
             raise ProtocolError(f"local_steps = {steps}: this partner allows at most {limit}, and at least 1")
@@ -211,17 +221,19 @@ class Worker:
         with self._training, exclusive(Path(self.config.state)):
             yield
 
-    def _contribution(self, task: TrainTask) -> NDArray[np.float32]:
+    def _contribution(self, task: TrainTask) -> NDArray[Any]:
         """Returns the update of this round: what was sent before, or a reserved, trained and persisted new one."""
         sent = SentFile(Path(self.config.state), task.run_id)
-        earlier_D = sent.reuse(task, self._counts_hash())
+        earlier_D = sent.reuse(task, self._shared_hash())
         return self._new_contribution(task, sent) if earlier_D is None else earlier_D
 
-    def _new_contribution(self, task: TrainTask, sent: "SentFile") -> NDArray[np.float32]:
-        event = training_event(self.config.privacy, task.run_id, task.round, task.attempt, task.plan.local_steps)
+    def _new_contribution(self, task: TrainTask, sent: SentFile) -> NDArray[Any]:
+        event = training_event(
+            self.config.privacy, task.run_id, task.round, task.attempt, task.plan.local_steps, self._shares
+        )
         reservation = self._budget.reserve(event)
         update_D = self._train(task)
-        sent.keep(task, self._counts_hash(), update_D)
+        sent.keep(task, self._shared_hash(), update_D)
         self._budget.commit(reservation)
         return update_D
 
@@ -236,8 +248,10 @@ class Worker:
         write_vector(self._model(), task.model_D)
         require_in_bounds(task.model_D)
 
-    def _train(self, task: TrainTask) -> NDArray[np.float32]:
+    def _train(self, task: TrainTask) -> NDArray[Any]:
         privacy = self.config.privacy
+        if privacy.mode == "distributed":
+            return self._step(task)
         private = privacy.mode != "none"
         step = DpStep(
             sampling_rate=privacy.sampling_rate,
@@ -247,6 +261,19 @@ class Worker:
             expected_users=privacy.sampling_rate * self.config.declared_users,
         )
         return train_privately(self._model(), task.model_D, self._data(), task.plan, step, self._randomness(task.round))
+
+    def _step(self, task: TrainTask) -> NDArray[np.int64]:
+        privacy = self.config.privacy
+        step = SharedStep(
+            sampling_rate=privacy.sampling_rate,
+            noise_multiplier=privacy.noise_multiplier or 0.0,
+            shares=self._shares,
+            clip=privacy.clip,
+            grid=2**privacy.grid_bits,
+            max_rows=privacy.max_impressions_per_user,
+            declared_units=self.config.declared_users,
+        )
+        return noised_step(self._model(), task.model_D, self._data(), step, self._randomness(task.round)).sum_D
 
     def _randomness(self, round_number: int) -> Randomness:
         return Randomness(self.config.privacy.fixed_seed, self.config.name, round_number)
@@ -286,9 +313,9 @@ class Worker:
         told = json.loads(self._catalogue_path.read_bytes())
         return {item: (clicks, shown) for item, (clicks, shown) in told.items()}
 
-    def _counts_hash(self) -> bytes:
+    def _shared_hash(self) -> bytes:
         counts = self._known_counts()
-        return b"" if counts is None else counts_hash(counts)
+        return shared_hash(b"" if counts is None else counts_hash(counts), self.config.privacy, self._shares)
 
     def _model(self) -> ClickModel:
         return thread_model(self.config.model, self._pretrained.width, 2 if self._has_purchases else 1)
@@ -323,7 +350,7 @@ def _participant(config: PartnerConfig) -> tuple[Participant | None, str]:
     return Participant(member, state, disk if config.aggregation.round_secrets == "disk" else store), roster.hash.hex()
 
 
-def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask) -> None:
+def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask, whole_numbers: bool) -> None:
     """Refuses a masking task and a piece of work that are not of one round."""
     session = task.session
     if isinstance(work, StatisticsTask):
@@ -331,12 +358,31 @@ def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask) -> None:
         same = same and task.clip == 0
     else:
         same = (work.run_id, work.round, work.attempt) == (session.run_id, session.round, session.attempt)
-        same = same and (work.weight, len(work.model_D)) == (task.weight, task.length) and task.clip > 0
+        same = (
+            same
+            and (work.weight, len(work.model_D)) == (task.weight, task.length)
+            and (task.clip == 0) == whole_numbers
+        )
     if not same:
         raise ProtocolError("run, round, attempt, weight, length or update_bound differ between masking and work")
 
 
-def training_event(privacy: PrivacyConfig, run_id: str, round_number: int, attempt: int, steps: int) -> DpEvent:
+def noise_shares(config: PartnerConfig) -> int:
+    """Returns how many honest partners' parts make up the noise: 1 where a partner adds the whole.
+
+    No sum comes out over fewer than `least_participants`, which is this partner's own policy, and at most `colluders`
+    of them know their own parts, which then hide nothing from them.
+    """
+    aggregation = config.aggregation
+    return aggregation.least_participants - aggregation.colluders if config.privacy.mode == "distributed" else 1
+
+
+_MECHANISMS: dict[str, Mechanism] = {"local": "poisson_gaussian", "distributed": "poisson_skellam", "none": "none"}
+
+
+def training_event(
+    privacy: PrivacyConfig, run_id: str, round_number: int, attempt: int, steps: int, shares: int = 1
+) -> DpEvent:
     """Returns the facts of one round of training under a partner's own privacy configuration."""
     private = privacy.mode != "none"
     return DpEvent(
@@ -344,7 +390,7 @@ def training_event(privacy: PrivacyConfig, run_id: str, round_number: int, attem
         round=round_number,
         attempt=attempt,
         purpose="training",
-        mechanism="poisson_gaussian" if private else "none",
+        mechanism=_MECHANISMS[privacy.mode],
         unit=privacy.unit,
         adjacency="add_remove",
         noise_multiplier=(privacy.noise_multiplier or 0.0) if private else 0.0,
@@ -353,6 +399,7 @@ def training_event(privacy: PrivacyConfig, run_id: str, round_number: int, attem
         clip=privacy.clip,
         fixed_seed=privacy.fixed_seed is not None,
         mode=privacy.mode,
+        shares=shares,
     )
 
 

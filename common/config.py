@@ -99,16 +99,22 @@ class RoundConfig:
 class PrivacyConfig:
     """Every field that can change what an epsilon means. Each partner holds its own copy and its own limits."""
 
-    mode: Literal["local", "none"] = "local"  # local = each partner adds the whole noise itself; none = no privacy
+    # local = each partner adds the whole noise itself; distributed = its part of the secure sum's; none = no privacy
+    mode: Literal["local", "distributed", "none"] = "local"
     unit: Literal["user"] = "user"  # whose data one clipped gradient holds
     epsilon: Annotated[float, Field(gt=0, lt=1000)] = (
         8.0  # the partner's budget; noise is calibrated to it where noise_multiplier is unset
     )
+    # The same bound against another partner, and against whoever breaks secure aggregation; unset = not bounded. They
+    # differ from epsilon in mode "distributed" only.
+    epsilon_partner: Annotated[float, Field(gt=0, lt=1000)] | None = None
+    epsilon_broken: Annotated[float, Field(gt=0, lt=1000)] | None = None
     delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5  # well under one over the users of a partner
     noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None  # over clip; unset = calibrated
     clip: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0  # L2 bound on one user's gradient
     sampling_rate: Rate = 0.25  # each user joins each step with this probability, independently (Poisson)
     max_impressions_per_user: Annotated[int, Field(ge=1, le=4096)] = 32  # random rows of a sampled user per step
+    grid_bits: Annotated[int, Field(ge=8, le=24)] = 16  # distributed: a gradient of length clip has length 2^grid_bits
     max_local_steps: Positive = 64  # the most steps a round that the partner agrees to
     fixed_seed: Seed | None = None  # tests and reproducible simulations only: whoever knows it can remove the noise
 
@@ -121,7 +127,9 @@ class AggregationConfig:
     weights: Literal["equal", "declared"] = "declared"  # declared = the user count that a partner publishes
     min_partners: Annotated[int, Field(ge=1)] = 3
     colluders: Annotated[int, Field(ge=0)] = 1  # partners that may collude with the server and still learn only sums
-    update_bound: Annotated[float, Field(ge=0.000001, le=1_000_000)] = 4.0  # bound on one coordinate of a weighted update
+    update_bound: Annotated[float, Field(ge=0.000001, le=1_000_000)] = (
+        4.0  # bound on one coordinate of a weighted update
+    )
     groups: Annotated[int, Field(ge=1)] = 1  # over 1: a sum per group, and the median of their means (robust)
     timeout_seconds: PositiveFloat = 600.0  # of joining and training
     stage_timeout_seconds: PositiveFloat = 60.0  # of each short stage of secure aggregation
@@ -217,12 +225,34 @@ def _cross_checks(config: Config) -> list[str]:
             f"aggregation.min_partners = {config.aggregation.min_partners}: at most the {cohort} partners of a round;"
             " lower it, or raise data.partners or round.partners_per_round"
         )
-    problems += _secure_checks(config.aggregation, cohort)
+    problems += [*_secure_checks(config.aggregation, cohort), *_distributed_checks(config)]
     problems += _attack_checks(config.simulation, config)
     if data.source in ("files", "movietweetings") and not data.path:
         problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
     if data.source == "files" and not data.card:
         problems.append('data.card is empty: data.source = "files" needs a data card (TOML) that names the columns')
+    return problems
+
+
+def _distributed_checks(config: Config) -> list[str]:
+    """Returns what shared noise asks of the rest of a configuration."""
+    problems: list[str] = []
+    if config.privacy.mode != "distributed":
+        return problems
+    if config.aggregation.method != "secure":
+        problems.append(
+            'privacy.mode = "distributed": needs aggregation.method = "secure"; a part of the noise is not enough'
+        )
+    if config.round.local_steps != 1:
+        problems.append(
+            f'round.local_steps = {config.round.local_steps}: must be 1 with privacy.mode = "distributed"; a second'
+            " local step would start from a model with only a part of the noise"
+        )
+    if config.aggregation.groups != 1:
+        problems.append(
+            f'aggregation.groups = {config.aggregation.groups}: must be 1 with privacy.mode = "distributed"; the noise'
+            " is sized for one sum over all"
+        )
     return problems
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.config import PrivacyConfig
 from common.contribution import Contribution, LocalDelta, NoisedStep
 from common.errors import ProtocolError
 from common.secagg.transcript import digest
@@ -110,6 +111,23 @@ def counts_hash(counts: Mapping[str, tuple[float, float]]) -> bytes:
     return digest("item counts", *parts)
 
 
+def shared_hash(item_counts: bytes, privacy: PrivacyConfig, shares: int) -> bytes:
+    """Returns the hash of what must be the same at all partners of a round, beside the model and the plan.
+
+    Args:
+        item_counts: `counts_hash` of the summed item counts that features use; empty where they use none.
+        privacy: a partner's own; in mode "distributed" noise, rate, clip, grid and rows are one for all, since together
+            they make one step, and each relies on the others' part of the noise. In local mode they are each
+            partner's own affair.
+        shares: parts of the noise.
+    """
+    if privacy.mode != "distributed":
+        return digest("shared", privacy.mode, item_counts)
+    numbers = struct.pack("<ddd", privacy.sampling_rate, privacy.clip, privacy.noise_multiplier or 0.0)
+    counts = privacy.grid_bits, privacy.max_impressions_per_user, shares
+    return digest("shared", privacy.mode, item_counts, numbers, *counts)
+
+
 def _types(kind: type) -> dict[str, type]:
     """Returns field name -> type of a dataclass of scalars."""
     return {field.name: field.type for field in fields(kind)}  # type: ignore[misc]
@@ -179,7 +197,7 @@ class StatisticsTask:
     run_id: str
     catalogue: tuple[str, ...]
 
-    def hashes(self, _item_counts: bytes) -> tuple[bytes, bytes]:
+    def hashes(self, _shared: bytes) -> tuple[bytes, bytes]:
         """Returns the hash of the catalogue, and that of an empty configuration."""
         return digest("catalogue", *self.catalogue), digest("no plan")
 
@@ -255,17 +273,17 @@ class TrainTask:
     plan: TrainingPlan
     model_D: NDArray[np.float32]
 
-    def hashes(self, item_counts: bytes) -> tuple[bytes, bytes]:
+    def hashes(self, shared: bytes) -> tuple[bytes, bytes]:
         """Returns the hash of the global weights and that of the public configuration: all partners must have these.
 
         A partner that trained from other weights, faster, or with features that its peers do not have would stand out
         from their sum.
 
         Args:
-            item_counts: `counts_hash` of the summed item counts that features use; empty where they use none.
+            shared: hash of what else must be the same at all partners (`shared_hash`).
         """
         plan = struct.pack("<dd", self.plan.learning_rate, self.plan.weight_decay)
-        config = digest("plan", self.fingerprint, self.plan.local_steps, self.plan.client_optimiser, plan, item_counts)
+        config = digest("plan", self.fingerprint, self.plan.local_steps, self.plan.client_optimiser, plan, shared)
         return digest("model", hashlib.sha256(self.model_D.astype("<f4", copy=False).data).digest()), config
 
     def __post_init__(self) -> None:

@@ -18,12 +18,13 @@ from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
 from common.config import Config, fingerprint, load_config
-from common.contribution import LocalDelta, RunningSum
+from common.contribution import LocalDelta, NoisedStep, RunningSum
 from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
-from common.messages import TRAIN_UPDATE, TrainingPlan, TrainTask, counts_hash
+from common.messages import TRAIN_UPDATE, TrainingPlan, TrainTask, counts_hash, shared_hash
 from common.model.click_model import ClickModel, build_model
 from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder, write_json
+from common.secagg.parameters import noise_shares
 from common.secagg.roster import load_roster
 from common.vector import layout_fingerprint, read_vector, write_vector
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -36,7 +37,7 @@ from server.optimiser import ServerOptimiser
 from server.round import collect_sum
 from server.secure import SecureAggregator
 from server.statistics import item_counts
-from server.sums import mean_of
+from server.sums import mean_of, total_of
 
 app = ServerApp()
 
@@ -56,6 +57,7 @@ class Coordinator:
     run_id: str
     nodes: dict[str, int]  # partner -> node id
     weights: dict[str, float]  # partner -> public weight in (0, 1]
+    declared_users: dict[str, int]  # partner -> what it publishes of its size
     model: ClickModel
     layout: str
     heldout: HeldOut
@@ -66,6 +68,11 @@ class Coordinator:
     exhausted: set[str] = field(default_factory=set)
     aggregator: SecureAggregator | None = None  # None = plain
     starts: int = 0  # how often the run's server was started before
+
+    @property
+    def kind(self) -> type[LocalDelta] | type[NoisedStep]:
+        """What the partners contribute."""
+        return NoisedStep if self.config.privacy.mode == "distributed" else LocalDelta
 
 
 def run(grid: Grid, folder: RunFolder) -> None:
@@ -110,11 +117,14 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     if config.aggregation.method == "secure":
         numbers = {roster.number(partner): node for partner, node in nodes.items()}
         journal = Journal(folder.root)
-        aggregator = SecureAggregator(grid, config.aggregation, roster, numbers, run_id, starts, journal)
+        shared, integers = shared_hash(b"", config.privacy, noise_shares(config)), config.privacy.mode == "distributed"
+        aggregator = SecureAggregator(
+            grid, config.aggregation, roster, numbers, run_id, starts, journal, shared, integers
+        )
     exact = config.model.item_rates == "exact"
     counts = item_counts(grid, config, folder, run_id, nodes, aggregator) if exact else None
     if aggregator and counts is not None:
-        aggregator.item_counts = counts_hash(counts)
+        aggregator.shared = shared_hash(counts_hash(counts), config.privacy, noise_shares(config))
     heldout = load_heldout(folder.central, config.model, pretrained, counts)
     optimiser = ServerOptimiser(config.server, len(read_vector(model)))
     weights = {partner: roster.member(roster.number(partner)).weight for partner in nodes}
@@ -124,6 +134,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         run_id,
         nodes,
         weights,
+        {partner: reply.declared_users for partner, reply in replies.items()},
         model,
         layout,
         heldout,
@@ -156,7 +167,7 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
             mean_D = _collect_plain(grid, state, able, record)
         else:
             mean_D = _collect_secure(state.aggregator, state, able, record)
-        state.global_D = state.optimiser.step(state.global_D, mean_D, LocalDelta)
+        state.global_D = state.optimiser.step(state.global_D, mean_D, state.kind)
     except TooFewPartners as error:
         record["error"] = str(error)
     trained = time.monotonic()
@@ -192,7 +203,14 @@ def _collect_secure(
     record["bytes"] = {"down": collected.bytes_down, "up": collected.bytes_up}
     if collected.failures:
         record["failures"] = dict(sorted(collected.failures.items()))
-    return mean_of(collected, state.config.aggregation.min_partners, state.config.aggregation.groups)
+    aggregation, privacy = state.config.aggregation, state.config.privacy
+    if privacy.mode != "distributed":
+        return mean_of(collected, aggregation.min_partners, aggregation.groups)
+    # One noised step over the union: divided by public constants, rate x declared users, never by a sampled size.
+    sum_D = total_of(collected, aggregation.min_partners)
+    declared = sum(state.declared_users[partner] for partner in collected.sums[0].partners)
+    mean_D: NDArray[np.float64] = sum_D * (privacy.clip / 2**privacy.grid_bits) / (privacy.sampling_rate * declared)
+    return mean_D
 
 
 def _collect_plain(grid: Grid, state: Coordinator, able: list[str], record: dict[str, Any]) -> NDArray[np.float64]:

@@ -51,7 +51,7 @@ class Work(Protocol):
     def to_record(self) -> RecordDict:
         """Returns it as a record."""
 
-    def hashes(self, item_counts: bytes) -> tuple[bytes, bytes]:
+    def hashes(self, shared: bytes) -> tuple[bytes, bytes]:
         """Returns model hash and configuration hash."""
 
 
@@ -67,7 +67,8 @@ class SecureAggregator:
         run_id: of the run.
         start: how many times this run's server was started before; makes every attempt a new one.
         journal: where the last stage of a round is written down.
-        item_counts: hash of the item counts that all partners' features use, once there are any.
+        shared: `shared_hash` of what must be the same at all partners.
+        integers: whether contributions are whole numbers, wrapping modulo 2^32, as in mode "distributed".
     """
 
     grid: Grid
@@ -77,7 +78,8 @@ class SecureAggregator:
     run_id: str
     start: int
     journal: Journal
-    item_counts: bytes = b""
+    shared: bytes
+    integers: bool
     _next: Preparation | None = None
     _tries: dict[int, int] = field(default_factory=dict)
 
@@ -161,8 +163,8 @@ class SecureAggregator:
     ) -> list[Tally]:
         """Fixes U2 and the grid of every group; groups that are too small are left out."""
         weights = {number: self.roster.member(number).weight for number in works}
-        clip = self.config.update_bound if round_number else 0.0
-        model_hash, config_hash = next(iter(works.values())).hashes(self.item_counts)
+        clip = 0.0 if self.integers or round_number == 0 else self.config.update_bound
+        model_hash, config_hash = next(iter(works.values())).hashes(self.shared)
 
         def fix(tally: Tally) -> None:
             grid = SumGrid(length, bits_for(len(tally.first)), clip, model_hash, config_hash)
@@ -236,7 +238,8 @@ class SecureAggregator:
             outcome.errors.append(str(error))
         else:
             weight = sum(unmasking.expected_units.values()) / WEIGHT_UNIT
-            outcome.sums.append(GroupSum(sum_D, len(unmasking.third), weight))
+            names = tuple(self.roster.member(number).name for number in unmasking.third)
+            outcome.sums.append(GroupSum(sum_D, names, weight))
         for number, fault in unmasking.faults.items():
             outcome.failures.setdefault(self.roster.member(number).name, f"unmask: {fault}")
 

@@ -18,11 +18,16 @@ _LEAST_GROUPS = 3  # of two means, one can drag the median wherever it likes
 
 @dataclass(frozen=True)
 class GroupSum:
-    """One group's sum: float64 [D], over `count` contributions whose public weights sum to `weight`."""
+    """One group's sum: float64 [D], over the contributions of `partners`, whose public weights sum to `weight`."""
 
     sum_D: NDArray[np.float64]
-    count: int
+    partners: tuple[str, ...]
     weight: float
+
+    @property
+    def count(self) -> int:
+        """Contributions in the sum."""
+        return len(self.partners)
 
     @property
     def mean_D(self) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from common.clicks import write_clicks
 from common.config import Config, dump_config, read_toml, to_table
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
+from common.secagg.parameters import LEAST_PARTICIPANTS, least_in_a_sum
 from common.secagg.roster import Member, Roster, dump_roster
 from common.textstates import TextStates, default_cache_dir
 from simulations.partners import PartnerLogs, build_partners, write_central
@@ -80,6 +81,7 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
     (home / "state").mkdir(parents=True, exist_ok=True)
     write_clicks(rows, home / "clicks.parquet")
     (home / "card.toml").write_text(tomli_w.dumps(to_table(canonical_card(rows))), encoding="utf-8")
+    least = least_in_a_sum(config) if config.privacy.mode == "distributed" else LEAST_PARTICIPANTS
     partner = PartnerConfig(
         name=name,
         clicks="clicks.parquet",
@@ -94,6 +96,7 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
         aggregation=PartnerAggregation(
             method=config.aggregation.method,
             colluders=config.aggregation.colluders,
+            least_participants=least,
             update_bound=config.aggregation.update_bound,
         ),
     )

@@ -14,6 +14,7 @@ from common.privacy.calibrate import calibrate_noise
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder, partner_name
+from common.secagg.parameters import noise_shares
 from server.cohort import draw_cohort
 
 ASSUMPTION = (
@@ -77,7 +78,12 @@ def planned_epsilon(config: Config, rounds: int) -> float | None:
         return None
     if taken == 0:
         return 0.0
-    return epsilon([training_event(privacy, "plan", 1, 0, taken * config.round.local_steps)], privacy.delta)
+    return epsilon([_planned(config, round_number) for round_number in range(1, taken + 1)], privacy.delta)
+
+
+def _planned(config: Config, round_number: int) -> DpEvent:
+    shares = noise_shares(config)
+    return training_event(config.privacy, "plan", round_number, 0, config.round.local_steps, shares)
 
 
 def read_ledgers(config: Config, folder: RunFolder) -> dict[str, list[DpEvent]]:
@@ -138,6 +144,8 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
         "second_accountant": statement.second_accountant,
         "second_epsilon": statement.second_epsilon,
         "protects_against": statement.protects_against,
+        "views": statement.views,
+        "noise_shares": noise_shares(config),
         "sentence": statement.sentence(),
         "fixed_seed": statement.fixed_seed,
         "noise_multiplier": privacy.noise_multiplier,

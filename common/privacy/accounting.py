@@ -21,6 +21,7 @@ from typing import Literal, get_args
 from common.errors import ConfigError
 from common.privacy.accountants import Composition, Group, pld_epsilon, prv_epsilon, prv_error, rdp_epsilon
 from common.privacy.events import DpEvent
+from common.privacy.views import VIEWS, as_seen
 
 Accountant = Literal["pld", "prv", "rdp"]
 
@@ -29,6 +30,7 @@ MIN_DELTA = 1e-12  # below it floating-point error of the Fourier transforms wou
 AGREEMENT = 0.05  # accountants further apart than this, beyond the second's own error, disagree
 
 EVERYONE = ("the server", "other partners", "the public", "a broken aggregation")
+SERVER_AND_PUBLIC = ("the server", "the public")  # where partners share the noise; the others are said beside it
 
 
 def epsilon(events: Iterable[DpEvent], delta: float, accountant: Accountant = "pld") -> float:
@@ -113,6 +115,7 @@ class PrivacyStatement:
         second_epsilon: its upper bound, `second_epsilon_error` included.
         second_epsilon_error: numerical error that the second accountant states for itself.
         protects_against: who learns no more than epsilon; empty where epsilon is infinite.
+        views: epsilon against the server (and the public), another partner, and whoever breaks secure aggregation.
         fixed_seed: some noise came from a known seed, so the guarantee holds only against those who do not know it.
         num_events: releases that count.
         steps: noised steps in them.
@@ -127,6 +130,7 @@ class PrivacyStatement:
     second_epsilon: float
     second_epsilon_error: float
     protects_against: tuple[str, ...]
+    views: dict[str, float]
     fixed_seed: bool
     num_events: int
     steps: int
@@ -152,6 +156,11 @@ class PrivacyStatement:
             second += ", WHICH DISAGREES: rely on the larger"
         text = f"epsilon {rounded_up(self.epsilon)} {scope} ({self.accountant}; {second})"
         text += f", against anyone who sees the updates or the model ({', '.join(self.protects_against)})"
+        if self.protects_against == SERVER_AND_PUBLIC:
+            text += (
+                f"; epsilon {rounded_up(self.views['partner'])} against another partner, and"
+                f" {rounded_up(self.views['broken'])} should secure aggregation be broken"
+            )
         if self.fixed_seed:
             text += "; BUT some noise came from a fixed seed: whoever knows it can remove that noise"
         return text
@@ -161,13 +170,14 @@ def privacy_statement(events: Iterable[DpEvent], delta: float) -> PrivacyStateme
     """Returns what one partner's releases cost its users, by two accountants.
 
     In local mode each partner adds the full noise itself, so the same epsilon holds against the server, other
-    partners, the public, and whoever breaks the aggregation.
+    partners, the public, and whoever breaks the aggregation. In distributed mode `views` says what each learns.
 
     Raises:
         ConfigError: for a delta out of range.
     """
     kept = tuple(events)
     first = epsilon(kept, delta, "pld")
+    shared = any(event.mode == "distributed" for event in kept)
     composition = compose(event for event in kept if event.mechanism != "none")
     return PrivacyStatement(
         epsilon=first,
@@ -178,7 +188,8 @@ def privacy_statement(events: Iterable[DpEvent], delta: float) -> PrivacyStateme
         second_accountant="PRV",
         second_epsilon=epsilon(kept, delta, "prv"),
         second_epsilon_error=prv_error(composition, delta) if composition else 0.0,
-        protects_against=() if math.isinf(first) else EVERYONE,
+        protects_against=() if math.isinf(first) else SERVER_AND_PUBLIC if shared else EVERYONE,
+        views={view: epsilon(as_seen(kept, view), delta) if shared else first for view in VIEWS},
         fixed_seed=any(event.fixed_seed for event in kept),
         num_events=len(kept),
         steps=sum(event.steps for event in kept),

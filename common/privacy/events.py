@@ -11,16 +11,17 @@ from typing import Any, Literal, get_args
 
 from common.errors import ConfigError
 
-EVENT_VERSION = 1
+EVENT_VERSION = 2
+_READABLE_VERSIONS = (1, EVENT_VERSION)  # version 1 knew no shared noise
 MAX_STEPS = 10_000_000  # more than any training; it keeps one absurd event from stalling the accountants
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_NAME_LENGTH = 200
 
 Purpose = Literal["training", "statistics", "evaluation"]
-Mechanism = Literal["poisson_gaussian", "none"]
+Mechanism = Literal["poisson_gaussian", "poisson_skellam", "none"]
 Unit = Literal["user"]
 Adjacency = Literal["add_remove"]
-Mode = Literal["local", "none"]
+Mode = Literal["local", "distributed", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +33,20 @@ class DpEvent:
         round: number of the round in that run, >= 0.
         attempt: number of the attempt at that round, >= 0.
         purpose: what the release is for.
-        mechanism: "poisson_gaussian" = Poisson-sampled units, clipped, summed, Gaussian noise added; "none" = released
-            without noise, which has no finite epsilon.
+        mechanism: "poisson_gaussian" = Poisson-sampled units, clipped, summed, Gaussian noise added;
+            "poisson_skellam" = the same in whole numbers, with this partner's share of Skellam noise; "none" =
+            released without noise, which has no finite epsilon.
         unit: whose data one clipped gradient holds.
         adjacency: which data sets count as neighbours.
-        noise_multiplier: standard deviation of the noise over `clip`, > 0; 0 where mechanism is "none".
+        noise_multiplier: standard deviation of the noise over `clip`, > 0; 0 where mechanism is "none". In mode
+            "distributed" it is that of all `shares` together, which the secure sum has at least.
         sampling_rate: probability with which each unit joins each step, independently, in (0, 1].
         steps: noised releases in this event, 1 to `MAX_STEPS`.
         clip: L2 bound on one unit's contribution to a step, > 0; mechanism "none" may also say 0, for unclipped.
         fixed_seed: the noise came from a known seed: whoever knows the seed can remove the noise.
-        mode: "local" = each partner adds the full noise itself; "none" goes with mechanism "none".
+        mode: "local" = each partner adds the full noise itself; "distributed" = this partner added one of `shares`
+            equal parts of it, under secure aggregation; "none" goes with mechanism "none".
+        shares: honest partners whose parts of the noise are in every sum; 1 unless mode is "distributed".
 
     Raises:
         ConfigError: for a value of the wrong type, out of range or not finite; one line per field.
@@ -60,6 +65,7 @@ class DpEvent:
     clip: float
     fixed_seed: bool
     mode: Mode
+    shares: int = 1
 
     def __post_init__(self) -> None:
         problems = [problem for problem in map(self._problem_with, _FIELDS) if problem] or _contradictions(self)
@@ -100,10 +106,14 @@ class DpEvent:
             ConfigError: for another version, unknown or missing fields, and values that the class refuses.
         """
         version = record.get("version")
-        if version != EVENT_VERSION or isinstance(version, bool):
+        if version not in _READABLE_VERSIONS or isinstance(version, bool):
             raise ConfigError(
-                f"event version {version!r}: this release reads {EVENT_VERSION}; use the matching release"
+                f"event version {version!r}: this release reads {_READABLE_VERSIONS}; use the matching release"
             )
+        if version == 1:
+            if "shares" in record:
+                raise ConfigError("event fields: unknown ['shares'] in version 1")
+            record = {**record, "shares": 1}
         names = set(record) - {"version"}
         unknown, missing = sorted(map(str, names - _FIELD_SET)), sorted(_FIELD_SET - names)
         if unknown or missing:
@@ -120,7 +130,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "adjacency": get_args(Adjacency),
     "mode": get_args(Mode),
 }
-_COUNTS = {"round": (0, 2**53), "attempt": (0, 2**53), "steps": (1, MAX_STEPS)}
+_COUNTS = {"round": (0, 2**53), "attempt": (0, 2**53), "steps": (1, MAX_STEPS), "shares": (1, 2**16)}
 _NUMBERS = {"noise_multiplier": (0.0, MAX_NOISE_MULTIPLIER), "sampling_rate": (0.0, 1.0), "clip": (0.0, 1e12)}
 
 
@@ -132,6 +142,25 @@ def _contradictions(event: DpEvent) -> list[str]:
     if (event.mechanism == "none") != (event.mode == "none"):
         problems.append(
             _refuse("mode", event.mode, f'"none" exactly when mechanism is "none", not {event.mechanism!r}')
+        )
+    if (event.mechanism == "poisson_skellam") != (event.mode == "distributed"):
+        problems.append(
+            _refuse(
+                "mode",
+                event.mode,
+                f'"distributed" exactly when mechanism is "poisson_skellam", not {event.mechanism!r}',
+            )
+        )
+    if (event.shares == 1) == (event.mode == "distributed"):
+        problems.append(_refuse("shares", event.shares, '1, and over 1 exactly where mode is "distributed"'))
+    if event.mode == "distributed" and event.steps != 1:
+        problems.append(
+            _refuse(
+                "steps",
+                event.steps,
+                "1: several local steps with shared noise have no bound (each step after the"
+                " first would be made from a model with only a share of the noise)",
+            )
         )
     if event.mechanism == "none" and event.noise_multiplier != 0:
         problems.append(_refuse("noise_multiplier", event.noise_multiplier, '0 where mechanism is "none"'))

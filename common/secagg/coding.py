@@ -114,9 +114,12 @@ def decode(sum_D: NDArray[np.uint32], num_contributions: int, coding: Coding) ->
     """Returns the sum as real numbers, float64 [D].
 
     Raises:
-        ProtocolError: for a coordinate over `num_contributions` times the bound: then one of them was malformed.
+        ProtocolError: with a clip, for a coordinate over `num_contributions` times the bound: then one of them was
+            malformed.
     """
     signed_D = sum_D.view(np.int32)
+    if not coding.clip:  # whole numbers wrap: under differential privacy nothing that depends on data is refused
+        return signed_D.astype(np.float64)
     bound = num_contributions * coding.limit
     if int(signed_D.max(initial=0)) > bound or int(signed_D.min(initial=0)) < -bound:
         raise ProtocolError(

@@ -1,0 +1,134 @@
+"""One step of the distributed mode: whole numbers from the clipped gradient to the masked sum.
+
+Every user's gradient is clipped, scaled and rounded before it is summed, and each partner adds its part of Skellam
+noise (Poisson minus Poisson), so that what the secure sum holds is exactly one noised step over the union of all
+partners' users: continuous noise that is rounded afterwards would not be post-processing of a noised sum. Skellam
+variables add up to Skellam variables, for whichever partners are left.
+
+Legend: B sampled users, D trainable parameters.
+Source: Agarwal, Kairouz, Liu 2021, "The Skellam Mechanism for Differentially Private Federated Learning", algorithm 1;
+Kairouz, Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism", section 4 (rounding and the clip).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleHooks
+from torch import Tensor
+
+from client.training import (
+    Float,
+    Randomness,
+    choose_rows,
+    load_for_training,
+    most_users_at_a_time,
+    per_user_gradients,
+    physical_batches,
+    sample_users,
+)
+from common.contribution import NoisedStep
+from common.errors import ConfigError
+from common.features import UserRows
+from common.model.click_model import ClickModel
+
+
+@dataclass(frozen=True)
+class SharedStep:
+    """What one step needs to be private together with the other partners' parts.
+
+    Attributes:
+        sampling_rate: probability with which each user joins; the same at all partners.
+        noise_multiplier: of all parts together, over `clip`; 0 only in tests.
+        shares: honest partners whose parts are in every sum.
+        clip: L2 bound on one user's gradient.
+        grid: length, on the grid of whole numbers, of a gradient of length `clip`.
+        max_rows: rows of a sampled user, at most.
+        declared_units: users that the partner declares; public.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    shares: int
+    clip: float
+    grid: int
+    max_rows: int
+    declared_units: int
+
+    @property
+    def part_deviation(self) -> float:
+        """Standard deviation of this partner's part of the noise, in steps of the grid."""
+        return self.noise_multiplier * self.grid / math.sqrt(self.shares)
+
+
+def noised_step(
+    model: ClickModel, start_D: Float, rows: UserRows, step: SharedStep, randomness: Randomness
+) -> NoisedStep:
+    """Returns one partner's clipped, gridded gradient sum with its part of the noise, int64 [D].
+
+    Formal guarantees:
+        - A user changes the sum before noise by at most `grid` in L2, rounding included, whatever its rows hold.
+        - The parts of `shares` partners have together at least the variance (noise_multiplier x grid)^2.
+        - An empty sample is a step like any other.
+
+    Raises:
+        ConfigError: for a grid so coarse that rounding alone could exceed the clip.
+    """
+    bound = rounding_bound(len(start_D), step.clip, step.grid)
+    load_for_training(model, start_D)
+    hooks = GradSampleHooks(model, loss_reduction="sum")
+    try:
+        users = sample_users(rows.num_users, step.sampling_rate, randomness.sampling)
+        chosen = choose_rows(rows, users, step.max_rows, randomness.sampling)
+        sum_D = gridded_sum(model, rows, chosen, bound, step)
+    finally:
+        hooks.cleanup()
+    return NoisedStep(sum_D + skellam(len(sum_D), step.part_deviation, randomness.noise), step.declared_units)
+
+
+def rounding_bound(length: int, clip: float, grid: int) -> float:
+    """Returns the clip before rounding, C (1 - sqrt(D) / (2 grid)): rounded, no gradient is longer than `grid`.
+
+    Raises:
+        ConfigError: where nothing would be left.
+    """
+    left = 1 - math.sqrt(length) / (2 * grid)
+    if left <= 0:
+        raise ConfigError(
+            f"privacy.grid_bits: a grid of {grid} is too coarse for {length} parameters; use more grid bits"
+        )
+    return clip * left
+
+
+def gridded_sum(
+    model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]], bound: float, step: SharedStep
+) -> NDArray[np.int64]:
+    """Returns the sum over users of their clipped and rounded gradients, int64 [D]; zeros when nobody was sampled."""
+    total_D = np.zeros(sum(parameter.numel() for parameter in model.parameters()), np.int64)
+    for part in physical_batches(chosen, most_users_at_a_time(len(total_D))):
+        total_D += clip_and_round(per_user_gradients(model, rows, part), bound, step).numpy()
+    return total_D
+
+
+def clip_and_round(gradient_BD: Tensor, bound: float, step: SharedStep) -> Tensor:
+    """Returns the sum of the rows, each clipped to `bound` in L2, scaled and rounded, int64 [D].
+
+    A row that is not finite counts 0. Rounding is to the nearest and of one user at a time.
+    """
+    gradient_BD = gradient_BD.double()
+    norm_B = gradient_BD.norm(dim=1)
+    finite_B = torch.isfinite(norm_B)
+    factor_B = torch.clamp(bound / norm_B.clamp(min=1e-30), max=1.0) * (1 - 1e-12) * (step.grid / step.clip)
+    gradient_BD = torch.where(finite_B[:, None], gradient_BD, 0.0) * torch.where(finite_B, factor_B, 0.0)[:, None]
+    return gradient_BD.round().to(torch.int64).sum(0)
+
+
+def skellam(size: int, deviation: float, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Returns independent Skellam noise of a standard deviation, int64 [size]: Poisson minus Poisson."""
+    if deviation == 0:
+        return np.zeros(size, np.int64)
+    rate = deviation**2 / 2
+    return generator.poisson(rate, size) - generator.poisson(rate, size)
