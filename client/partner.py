@@ -26,7 +26,7 @@ class PartnerAggregation:
     least_threshold: Annotated[int, Field(ge=2)] = 2
     least_bits: Annotated[int, Field(ge=8, le=28)] = 12
     most_bits: Annotated[int, Field(ge=8, le=28)] = 28
-    update_bound: Annotated[float, Field(ge=0.000001, le=1_000_000)] = 4.0  # on one coordinate of a weighted update
+    update_bound: Annotated[float, Field(ge=0.001, le=1_000_000)] = 4.0  # on one coordinate of a weighted update
     round_secrets: Literal["memory", "disk"] = "memory"  # disk = sealed in the state folder; survives a restart
 
     def policy(self) -> Policy:

@@ -361,7 +361,7 @@ def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask, whole_nu
         same = (
             same
             and (work.weight, len(work.model_D)) == (task.weight, task.length)
-            and (task.clip == 0) == whole_numbers
+            and (task.clip == 0 if whole_numbers else task.clip > 0)
         )
     if not same:
         raise ProtocolError("run, round, attempt, weight, length or update_bound differ between masking and work")

@@ -127,9 +127,7 @@ class AggregationConfig:
     weights: Literal["equal", "declared"] = "declared"  # declared = the user count that a partner publishes
     min_partners: Annotated[int, Field(ge=1)] = 3
     colluders: Annotated[int, Field(ge=0)] = 1  # partners that may collude with the server and still learn only sums
-    update_bound: Annotated[float, Field(ge=0.000001, le=1_000_000)] = (
-        4.0  # bound on one coordinate of a weighted update
-    )
+    update_bound: Annotated[float, Field(ge=0.001, le=1_000_000)] = 4.0  # bound on one coordinate of a weighted update
     groups: Annotated[int, Field(ge=1)] = 1  # over 1: a sum per group, and the median of their means (robust)
     timeout_seconds: PositiveFloat = 600.0  # of joining and training
     stage_timeout_seconds: PositiveFloat = 60.0  # of each short stage of secure aggregation
@@ -291,6 +289,11 @@ def _attack_checks(simulation: SimulationConfig, config: Config) -> list[str]:
     if attackers >= config.data.partners:
         problems.append(
             f"simulation.attackers = {attackers}: must be fewer than data.partners = {config.data.partners}"
+        )
+    if attack == "nan" and config.privacy.mode == "distributed":
+        problems.append(
+            'simulation.attack = "nan": contributions of privacy.mode = "distributed" are whole numbers, which hold no'
+            ' NaN; use "garbage" or "boost"'
         )
     if attack == "garbage" and config.aggregation.method == "plain":
         problems.append(

@@ -122,7 +122,7 @@ def shared_hash(item_counts: bytes, privacy: PrivacyConfig, shares: int) -> byte
         shares: parts of the noise.
     """
     if privacy.mode != "distributed":
-        return digest("shared", privacy.mode, item_counts)
+        return item_counts
     numbers = struct.pack("<ddd", privacy.sampling_rate, privacy.clip, privacy.noise_multiplier or 0.0)
     counts = privacy.grid_bits, privacy.max_impressions_per_user, shares
     return digest("shared", privacy.mode, item_counts, numbers, *counts)

@@ -14,6 +14,7 @@ Learning Systems", section 3.
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,7 @@ class AttackingWorker(Worker):
         if run.simulation.attack == "garbage" and self._participant is not None:
             self._participant = _GarbageParticipant(self._participant, f"garbage, {run.round.seed}, {partner.name}")
 
-    def _train(self, task: TrainTask) -> NDArray[np.float32]:
+    def _train(self, task: TrainTask) -> NDArray[Any]:
         update_D = super()._train(task)
         simulation = self._run.simulation
         if simulation.attack == "nan":
@@ -60,6 +61,9 @@ class AttackingWorker(Worker):
         if simulation.attack not in ("boost", "sign_flip"):
             return update_D
         factor = simulation.attack_factor if simulation.attack == "boost" else -simulation.attack_factor
+        if update_D.dtype == np.int64:  # a step with its share of the noise: whole numbers, which no bound clamps
+            step_D: NDArray[np.int64] = np.rint(factor * update_D.astype(np.float64)).astype(np.int64)
+            return step_D
         # The largest that encoding lets through: an attacker would not run the check that makes honest code refuse.
         bound = _UNDER * self._run.aggregation.update_bound / task.weight
         attacked_D: NDArray[np.float32] = np.clip(factor * update_D.astype(np.float64), -bound, bound).astype(

@@ -23,6 +23,7 @@ from common.secagg.parameters import LEAST_PARTICIPANTS, least_in_a_sum
 from common.secagg.roster import Member, Roster, dump_roster
 from common.textstates import TextStates, default_cache_dir
 from simulations.partners import PartnerLogs, build_partners, write_central
+from simulations.sizes import declared
 from simulations.sources import load_source
 from simulations.spending import with_noise
 
@@ -124,8 +125,3 @@ def set_round_secrets(folder: RunFolder, where: Literal["memory", "disk"]) -> No
         table = read_toml(path)
         table["aggregation"]["round_secrets"] = where
         write_atomically(path, tomli_w.dumps(table).encode())
-
-
-def declared(users: int) -> int:
-    """Returns what a simulated partner publishes as its size: the count to two significant digits."""
-    return int(float(f"{users:.2g}"))

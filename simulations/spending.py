@@ -1,9 +1,7 @@
 """What a run has spent of its partners' privacy: derived from their ledgers, never from what the server says."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from client.worker import training_event
@@ -15,7 +13,7 @@ from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder, partner_name
 from common.secagg.parameters import noise_shares
-from server.cohort import draw_cohort
+from simulations.sizes import busiest
 
 ASSUMPTION = (
     "No person is a user of two partners: then every person is protected by one partner's epsilon. A person who is a"
@@ -42,20 +40,6 @@ def aggregation_note(config: Config) -> str:
         f"Aggregation is secure: the server learns the sum {summed} that took part in a round and no single update,"
         f" also if it lies{helpers}.{exact}"
     )
-
-
-@lru_cache(maxsize=64)
-def busiest(config: Config) -> tuple[int, ...]:
-    """Returns, after 0, 1, 2 ... rounds, in how many the busiest partner took part: cohorts are public, drawn ahead."""
-    rounds = config.round
-    if not rounds.partners_per_round:
-        return tuple(range(rounds.num_rounds + 1))
-    names = [partner_name(number) for number in range(config.data.partners)]
-    drawn, most = Counter[str](), [0]
-    for number in range(1, rounds.num_rounds + 1):
-        drawn.update(draw_cohort(names, rounds.partners_per_round, rounds.seed, number))
-        most.append(max(drawn.values()))
-    return tuple(most)
 
 
 def with_noise(config: Config) -> Config:

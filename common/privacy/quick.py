@@ -143,7 +143,7 @@ def _first_guess(epsilon: float, delta: float, sampling_rate: float, steps: int)
     whole = 1 / gaussian_noise_multiplier(epsilon, delta)
     if sampling_rate >= 1:
         return math.sqrt(steps) / whole * (1 + 1e-12)
-    return math.log1p(whole**2 / (sampling_rate**2 * steps)) ** -0.5
+    return 1 / math.sqrt(math.log1p(whole**2 / (sampling_rate**2 * steps)))
 
 
 def _in_thousandths(noise: float) -> float:
@@ -176,7 +176,8 @@ def _loss(x: float, noise: float, rate: float) -> float:
 
 def _connect(interval: float, first: int, last: int, noise: float, rate: float, *, add: bool) -> _Losses:
     """Returns the distribution on the grid whose trade-off touches the true one at every grid point."""
-    delta_K = _deltas(np.arange(first, last + 1) * interval, noise, rate, add=add)
+    epsilon_K: Float = np.arange(first, last + 1, dtype=np.float64) * interval
+    delta_K = _deltas(epsilon_K, noise, rate, add=add)
     step_K = -np.diff(delta_K)
     masses_K = np.empty_like(delta_K)
     masses_K[1:] = step_K / -math.expm1(-interval)
@@ -193,11 +194,13 @@ def _deltas(epsilon_K: Float, noise: float, rate: float, *, add: bool) -> Float:
         inside_K = np.expm1(sign * epsilon_K) + rate
         x_K = np.where(inside_K > 0, noise**2 * (np.log(np.maximum(inside_K, 1e-300) / rate)) + 0.5, -np.inf)
     zero_K, one_K = log_ndtr(-sign * x_K / noise), log_ndtr(-sign * (x_K - 1) / noise)
-    mixture_K = (1 - rate) * np.exp(zero_K) + rate * np.exp(one_K)
+    found_K: Float
     if add:
         mixed_K = np.logaddexp(math.log1p(-rate) + zero_K, math.log(rate) + one_K)
-        return np.maximum(np.exp(zero_K) - np.exp(epsilon_K + mixed_K), 0.0)
-    return np.maximum(mixture_K - np.exp(epsilon_K + zero_K), 0.0)
+        found_K = np.exp(zero_K) - np.exp(epsilon_K + mixed_K)
+    else:
+        found_K = (1 - rate) * np.exp(zero_K) + rate * np.exp(one_K) - np.exp(epsilon_K + zero_K)
+    return np.maximum(found_K, 0.0)
 
 
 def _composed(step: _Losses, steps: int, delta: float) -> float:
@@ -207,7 +210,7 @@ def _composed(step: _Losses, steps: int, delta: float) -> float:
     if size > _MAX_BINS:
         return math.nan
     turned_K = np.roll(irfft(rfft(step.masses_K, size) ** steps, size), -low)[: high - low + 1]
-    loss_K = (step.first * steps + low + np.arange(len(turned_K))) * step.interval
+    loss_K: Float = (step.first * steps + low + np.arange(len(turned_K), dtype=np.float64)) * step.interval
     infinite = _CUT_MASS - math.expm1(steps * math.log1p(-step.infinite))
     return _epsilon_of(loss_K, np.maximum(turned_K, 0.0), infinite, delta)
 

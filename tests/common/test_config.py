@@ -145,6 +145,8 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     table["privacy"]["max_local_steps"] = max(table["privacy"]["max_local_steps"], table["round"]["local_steps"])
     if table["privacy"]["mode"] != "none":
         table["model"]["item_rates"] = "none"
+    if table["privacy"]["mode"] == "distributed":
+        table["round"]["local_steps"] = 1
     simulation = table["simulation"]
     most = 0 if simulation["attack"] == "none" else 65_535
     simulation["attackers"] = min(max(simulation["attackers"], 1), most)
@@ -239,6 +241,20 @@ def test_every_problem_is_told_at_once() -> None:
         ({"aggregation": {"groups": 2}}, ["aggregation.groups = 2", "groups of 3", "at least 4 are needed"]),
         ({"aggregation": {"groups": 2, "method": "plain"}}, ["aggregation.groups = 2", 'method = "secure"']),
         ({"round": {"partners_per_round": 2}}, ["aggregation.min_partners = 3", "at most the 2 partners"]),
+        ({"privacy": {"mode": "distributed"}}, ["round.local_steps = 4", "must be 1", "part of the noise"]),
+        (
+            {"privacy": {"mode": "distributed"}, "round": {"local_steps": 1}, "aggregation": {"method": "plain"}},
+            ['privacy.mode = "distributed"', 'aggregation.method = "secure"'],
+        ),
+        (
+            {
+                "privacy": {"mode": "distributed"},
+                "round": {"local_steps": 1},
+                "data": {"partners": 20},
+                "aggregation": {"groups": 3},
+            },
+            ["aggregation.groups = 3", "one sum over all"],
+        ),
         ({"data": {"source": "files"}}, ["data.path is empty", "data.card is empty"]),
         ({"data": {"source": "movietweetings"}}, ['data.path is empty: data.source = "movietweetings" needs it']),
     ],
@@ -433,6 +449,9 @@ def test_promise_2_privacy_is_a_class_of_its_own() -> None:
         "mode",
         "unit",
         "epsilon",
+        "epsilon_partner",
+        "epsilon_broken",
+        "grid_bits",
         "delta",
         "noise_multiplier",
         "clip",

@@ -87,7 +87,7 @@ KEYS = {
     "round": "num_rounds partners_per_round local_steps client_optimiser learning_rate weight_decay seed",
     "privacy": (
         "mode unit epsilon delta noise_multiplier clip sampling_rate"
-        " max_impressions_per_user max_local_steps fixed_seed"
+        " max_impressions_per_user max_local_steps fixed_seed epsilon_partner epsilon_broken grid_bits"
     ),
     "aggregation": "method weights min_partners colluders update_bound groups timeout_seconds stage_timeout_seconds",
     "server": "optimiser learning_rate momentum beta2 tau evaluate_every bootstrap_samples floors",

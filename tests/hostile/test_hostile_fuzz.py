@@ -187,7 +187,7 @@ def change(data: st.DataObject, record: RecordDict) -> None:
     elif isinstance(part, ArrayRecord):
         if part:
             part[sorted(part)[0]] = data.draw(arrays)
-    elif part:
+    elif part and isinstance(part, ConfigRecord):
         change_field(data, part, what)
 
 
@@ -214,7 +214,7 @@ def change_field(data: st.DataObject, part: Any, what: str) -> None:
 
 
 quick = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -15,7 +15,7 @@ finite = st.floats(-1e3, 1e3)
 
 
 def group(*sums: float, count: int = 4, weight: float = 4.0) -> GroupSum:
-    return GroupSum(np.array(sums), count, weight)
+    return GroupSum(np.array(sums), tuple(map(str, range(count))), weight)
 
 
 def means(*rows: list[float]) -> list[np.ndarray]:

@@ -70,6 +70,15 @@ def config_with(partners: int = 10, method: str = "secure", **simulation: Any) -
             {"data": {"partners": 40}, "aggregation": {"groups": 2}},
             "aggregation.groups = 2: the median of two means is their mean; use 1, or at least 3",
         ),
+        (
+            {
+                "privacy": {"mode": "distributed"},
+                "round": {"local_steps": 1},
+                "simulation": {"attack": "nan", "attackers": 1},
+            },
+            'simulation.attack = "nan": contributions of privacy.mode = "distributed" are whole numbers, which hold no'
+            ' NaN; use "garbage" or "boost"',
+        ),
         ({"simulation": {"dropout_rate": 1.0}}, "simulation.dropout_rate = 1.0: input should be less than 1"),
     ],
 )
@@ -379,6 +388,23 @@ def test_an_attack_touches_the_attackers_contributions_alone(
             assert not coded[attack][key].any()  # under differential privacy NaN counts 0
     assert metrics["simulation"]["attacking"] == sorted(attackers)
     assert metrics["rounds"][0]["contributed"] == 12
+
+
+def test_a_step_in_whole_numbers_is_multiplied_too(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded = {}
+    for attack in ("none", "sign_flip"):
+        simulation = {"attack": attack, "attackers": 1, "attack_factor": 3.0} if attack != "none" else {}
+        config = small_config(tiny_encoder, 6, 1, simulation=simulation, privacy={"mode": "distributed"})
+        with monkeypatch.context() as patch:
+            spy = SumSpy(patch)
+            run(config, tmp_path / attack)
+        coded[attack] = spy.coded
+    (attacker,) = attackers_of(config)
+    for key, words_D in coded["none"].items():
+        factor = -3 if key[0] == attacker else 1
+        assert np.array_equal(coded["sign_flip"][key].view(np.int32), factor * words_D.view(np.int32)), key
 
 
 def test_without_differential_privacy_honest_code_refuses_to_send_nan(tiny_encoder: Path, tmp_path: Path) -> None:
