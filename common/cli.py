@@ -31,13 +31,70 @@ for _name, _value in (
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it is for, and the module that has its `command` and `show`; None = not built yet."""
+    """One command: what it is for, and the module that has its `command` and `show`; None = not built yet.
+
+    A command with actions has no module of its own: the word that follows its name chooses one of them.
+    """
 
     help: str
     module: str | None = None
-    takes: str = "config"  # config (a TOML) or run (a run folder)
+    takes: str = "config"  # a key of _TAKES
     options: tuple[tuple[str, Mapping[str, Any]], ...] = ()  # beyond those that every command has
+    actions: tuple[tuple[str, "Command"], ...] = ()
 
+    @property
+    def built(self) -> bool:
+        """Whether this version has it."""
+        return bool(self.module or self.actions)
+
+
+# What stands for the positional argument in usage, in help and in an error.
+_TAKES = {
+    "config": ("CONFIG", "configuration (TOML)", "a configuration: a TOML file"),
+    "run": ("RUN", "run folder", "a run folder"),
+    "ledger": ("LEDGER", "ledger file, or run folder for all of its ledgers", "a ledger file or a run folder"),
+}
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10**9):
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to 1000000000")
+    return int(text)
+
+
+_SECOND_OPINION: tuple[str, Mapping[str, Any]] = (
+    "--second-opinion",
+    {"action": "store_true", "help": "ask the second accountant (PRV) too; it takes seconds to load"},
+)
+_BUDGET_ACTIONS = (
+    (
+        "plan",
+        Command(
+            "a table over sampling rates and rounds: noise, progress, epsilon",
+            "simulations.budget_plan",
+            options=(
+                ("--users", {"type": _count, "metavar": "N", "help": "users that each partner declares"}),
+                ("--parameters", {"type": _count, "metavar": "D", "help": "trained parameters, where not the model's"}),
+                _SECOND_OPINION,
+            ),
+        ),
+    ),
+    (
+        "show",
+        Command(
+            "what a ledger has spent and has left, per purpose and run; verifies the chain",
+            "client.budget_show",
+            takes="ledger",
+            options=(
+                ("--epsilon", {"type": float, "help": "budget, in the place of the partner's policy"}),
+                ("--delta", {"type": float, "help": "delta, in the place of the partner's policy"}),
+                ("--anchor", {"metavar": "LENGTH:SHA256", "help": "a head kept elsewhere that it must contain"}),
+                _SECOND_OPINION,
+            ),
+        ),
+    ),
+    ("forecast", Command("rounds left at the rate of the last one, per partner", "client.budget_forecast", "run")),
+)
 
 _SIMULATE_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("--resume", {"action": "store_true", "help": "go on with the run in --out from its last good round"}),
@@ -59,7 +116,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "sweep": Command("draw utility against privacy over seeds and settings"),
     "audit": Command("attack a run's privacy claim and print the lower bound"),
-    "budget": Command("plan, show and forecast a partner's privacy budget"),
+    "budget": Command("plan, show and forecast a partner's privacy budget", actions=_BUDGET_ACTIONS),
     "check": Command("preflight of a partner: data, keys, network, budget"),
     "provision": Command("make one kit per partner"),
     "keys": Command("make and rotate a partner's keys"),
@@ -94,24 +151,32 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
-        text = command.help if command.module else f"{command.help} (not in this version)"
-        sub = commands.add_parser(name, help=text, description=command.help.capitalize() + ".", allow_abbrev=False)
-        what = "run folder" if command.takes == "run" else "configuration (TOML)"
-        sub.add_argument(
-            "config", type=Path, nargs="?", metavar="RUN" if command.takes == "run" else "CONFIG", help=what
-        )
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override one key, such as round.num_rounds=3",
-        )
-        sub.add_argument("--out", type=_folder, metavar="DIR", help="where results go")
-        sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-        for flag, settings in command.options:
-            sub.add_argument(flag, **settings)
+        _add(commands, name, command)
     return parser
+
+
+def _add(commands: Any, name: str, command: Command) -> None:
+    """Adds the parser of one command, or of one action of a command."""
+    text = command.help if command.built else f"{command.help} (not in this version)"
+    sub = commands.add_parser(name, help=text, description=command.help.capitalize() + ".", allow_abbrev=False)
+    if command.actions:
+        actions = sub.add_subparsers(dest="action", metavar="ACTION", title="actions")
+        for action, part in command.actions:
+            _add(actions, action, part)
+        return
+    metavar, what, _ = _TAKES[command.takes]
+    sub.add_argument("config", type=Path, nargs="?", metavar=metavar, help=what)
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, such as round.num_rounds=3",
+    )
+    sub.add_argument("--out", type=_folder, metavar="DIR", help="where results go")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    for flag, settings in command.options:
+        sub.add_argument(flag, **settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,12 +213,15 @@ def _run(argv: list[str]) -> int:
     if arguments.command is None:
         parser.print_help()
         return 2
-    command = COMMANDS[arguments.command]
+    name, command = arguments.command, COMMANDS[arguments.command]
+    if command.actions:
+        if arguments.action is None:
+            raise UsageError(f"{name} needs one of {', '.join(action for action, _ in command.actions)}")
+        name, command = f"{name} {arguments.action}", dict(command.actions)[arguments.action]
     if command.module is None:
-        raise UsageError(f"{arguments.command}: not in this version; CHANGELOG.md says what is")
+        raise UsageError(f"{name}: not in this version; CHANGELOG.md says what is")
     if arguments.config is None:
-        wanted = "a run folder" if command.takes == "run" else "a configuration: a TOML file"
-        raise UsageError(f"{arguments.command} needs {wanted}")
+        raise UsageError(f"{name} needs {_TAKES[command.takes][2]}")
     module = importlib.import_module(command.module)
     result = module.command(arguments)
     if arguments.json:

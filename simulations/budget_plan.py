@@ -39,7 +39,8 @@ from simulations.sizes import busiest, declared_users, trained_parameters
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 _ROUND_FACTORS = (0.5, 1.0, 2.0)
-_WIDTH = 120
+_WIDTH = 128
+_MARKS = {"asked": "asked", "best": "recommended"}
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def _table(result: dict[str, Any]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for one in result["choices"]:
-        same = [name for name in ("asked", "recommended") if _is(one, result[name])]
+        same = [mark for mark, name in _MARKS.items() if _is(one, result[name])]
         table.add_row(
             f"{one['sampling_rate']:g}",
             str(one["rounds"]),

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.optimize import brentq
-from scipy.special import log_ndtr, logsumexp, ndtr
+from scipy.special import log_ndtr, ndtr
 
 from common.privacy.accounting import MAX_EPSILON, composed_epsilon
 from common.privacy.calibrate import MAX_CALIBRATED_NOISE, MIN_CALIBRATED_NOISE, calibrate_noise
@@ -233,7 +233,10 @@ def _chernoff(log_mass_K: Float, index_K: Float, steps: int, deviation: float) -
     best = math.inf
     for order in _ORDERS:
         tilt = order / deviation
-        edge = (steps * float(logsumexp(log_mass_K + tilt * index_K)) + math.log(2 / _CUT_MASS)) / tilt
+        tilted_K = log_mass_K + tilt * index_K
+        most = float(tilted_K.max())
+        moment = most + math.log(float(np.exp(tilted_K - most).sum()))
+        edge = (steps * moment + math.log(2 / _CUT_MASS)) / tilt
         if edge > best:  # the bound falls and then rises with the order
             break
         best = edge

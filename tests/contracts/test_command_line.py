@@ -21,9 +21,20 @@ def test_the_commands_are_the_promised_ones_in_their_order() -> None:
     assert list(COMMANDS) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_command_takes_the_common_arguments(name: str) -> None:
-    arguments = build_parser().parse_args([name, "x.toml", "--set", "a.b=1", "--set", "c.d=2", "--out", "o", "--json"])
+ACTIONS = {"budget": ["plan", "show", "forecast"]}  # the word that follows a command's name
+SPELT = [[name, *action] for name in NAMES for action in [[one] for one in ACTIONS.get(name, [])] or [[]]]
+
+
+def test_the_actions_are_the_promised_ones_in_their_order() -> None:
+    found = {name: [action for action, _ in command.actions] for name, command in COMMANDS.items() if command.actions}
+    assert found == ACTIONS
+
+
+@pytest.mark.parametrize("words", SPELT, ids=" ".join)
+def test_every_command_takes_the_common_arguments(words: list[str]) -> None:
+    arguments = build_parser().parse_args(
+        [*words, "x.toml", "--set", "a.b=1", "--set", "c.d=2", "--out", "o", "--json"]
+    )
     assert arguments.config == Path("x.toml")
     assert arguments.set == ["a.b=1", "c.d=2"]
     assert arguments.out == Path("o")
@@ -35,7 +46,7 @@ def test_it_is_installed_as_hushclick() -> None:
     assert script.value == "common.cli:main"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if COMMANDS[name].module is None])
+@pytest.mark.parametrize("name", [name for name in NAMES if not COMMANDS[name].built])
 def test_what_is_not_built_yet_says_so_and_exits_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "x.toml"]) == 2
     assert "not in this version" in capsys.readouterr().err
@@ -52,6 +63,12 @@ def test_what_is_not_built_yet_says_so_and_exits_2(name: str, capsys: pytest.Cap
         (["simulate", "simulations/configs/smoke.toml", "--set", "nonsense"], "expected table.key=value"),
         (["report", "nowhere"], "no such run folder"),
         (["data", "nowhere.toml"], "no such file"),
+        (["budget"], "budget needs one of plan, show, forecast"),
+        (["budget", "plan"], "budget plan needs a configuration"),
+        (["budget", "plan", "nowhere.toml"], "no such file"),
+        (["budget", "show"], "budget show needs a ledger file or a run folder"),
+        (["budget", "show", "nowhere.jsonl"], "no such ledger"),
+        (["budget", "forecast", "nowhere"], "no such run folder"),
     ],
 )
 def test_usage_errors_name_the_mend_and_exit_2(
@@ -71,7 +88,9 @@ def test_errors_are_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[
     assert "nowhere.toml" in out["error"]
 
 
-@pytest.mark.parametrize("argv", [["frobnicate", "x"], ["simulate", "x.toml", "--frobnicate"], ["simulate", "--out"]])
+@pytest.mark.parametrize(
+    "argv", [["frobnicate", "x"], ["simulate", "x.toml", "--frobnicate"], ["simulate", "--out"], ["budget", "x.toml"]]
+)
 def test_unknown_words_exit_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(argv)
