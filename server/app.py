@@ -203,6 +203,8 @@ def _collect_secure(
     record["bytes"] = {"down": collected.bytes_down, "up": collected.bytes_up}
     if collected.failures:
         record["failures"] = dict(sorted(collected.failures.items()))
+    if collected.sums and collected.errors:
+        record["lost_groups"] = collected.errors
     aggregation, privacy = state.config.aggregation, state.config.privacy
     if privacy.mode != "distributed":
         return mean_of(collected, aggregation.min_partners, aggregation.groups)

@@ -85,8 +85,31 @@ class Preparation:
                 self._stage = ShareTask if self._stage is RevealTask else None
             if self._stage is ShareTask:
                 self.tallies = self._gathering.tallies()
+            if self._stage is None:
+                self._require_shares()
         except (TooFewPartners, ProtocolError) as error:
             self.failed = str(error)
+
+    @property
+    def num_advertised(self) -> int:
+        """How many gave keys."""
+        return len(self._gathering.first)
+
+    @property
+    def kept_back(self) -> frozenset[int]:
+        """Who advertised and did not reveal its coin, where coins were asked for."""
+        return self._gathering.without_coin if self._num_groups > 1 else frozenset()
+
+    def _require_shares(self) -> None:
+        """Raises `TooFewPartners` when no sum can come out: nobody trains then, and the round can be prepared anew."""
+        problems = []
+        for tally in self.tallies:
+            try:
+                tally.require_shares()
+            except TooFewPartners as error:
+                problems.append(str(error))
+        if len(problems) == len(self.tallies):
+            raise TooFewPartners("; ".join(sorted(set(problems))))
 
     def tally_of(self, number: int) -> Tally:
         """Returns the sum that a participant belongs to; raises `ProtocolError` for one that belongs to none."""

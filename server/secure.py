@@ -148,14 +148,17 @@ class SecureAggregator:
         ready = self._next if self._next and self._next.session.round == round_number else None
         self._next = None
         if ready is None or ready.failed:
-            ready = self._begin(round_number, cohort, local_steps)
+            # Who advertised and kept back its coin would end every preparation: it is not asked again for this round.
+            kept_back = ready.kept_back if ready else frozenset()
+            ready = self._begin(round_number, [number for number in cohort if number not in kept_back], local_steps)
         while ready and ready.open:
             self._exchange({}, "prepare", round_number, ready, outcome)
+        if ready is not None:
+            self._note(outcome, "asked", len(ready.cohort))
+            self._note(outcome, "advertised", ready.num_advertised)
         if ready is None or ready.failed:
             outcome.errors.append(ready.failed if ready else "nobody to ask")
             return None
-        self._note(outcome, "asked", len(ready.cohort))
-        self._note(outcome, "advertised", sum(len(tally.first) for tally in ready.tallies))
         return ready
 
     def _fix_second(

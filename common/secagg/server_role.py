@@ -104,6 +104,11 @@ class Gathering:
         require_coins(self._hash, [self._found[number]], [coin])
         self._coins[number] = coin
 
+    @property
+    def without_coin(self) -> frozenset[int]:
+        """Who advertised and has not revealed its coin."""
+        return frozenset(self._found.keys() - self._coins.keys())
+
     def tallies(self) -> list["Tally"]:
         """Returns one tally per group, stage 1 being next.
 
@@ -177,6 +182,10 @@ class Tally:
             shares.seed_commitment,
         )
 
+    def require_shares(self) -> None:
+        """Raises `TooFewPartners` when fewer sent shares than a sum needs."""
+        self._require(len(self._sealed), "sent shares")
+
     def fix_second(self, grid: Grid, clip_weights: Mapping[int, float]) -> None:
         """Fixes U2 and the round's context.
 
@@ -187,8 +196,8 @@ class Tally:
         Raises:
             TooFewPartners: when fewer sent shares than a sum needs.
         """
+        self.require_shares()
         self.second = tuple(sorted(self._sealed))
-        self._require(len(self.second), "sent shares")
         self._grid, self._weights = grid, clip_weights
         self._second_hash = participants_hash("second", self._hash, pack_numbers(self.second))
         self.context = context_hash(

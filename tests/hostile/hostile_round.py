@@ -58,7 +58,7 @@ class Round:
     num_groups: int = 1
     colluders: int = 1
     catalogue: tuple[str, ...] = ()
-    item_counts: bytes = b""
+    shared: bytes = b""
     model_D: NDArray[np.float32] | None = None
     clip: float = BOUND
     bits: int = 0
@@ -123,7 +123,9 @@ class Round:
     def tasks(self, stage: str) -> dict[int, Any]:
         """Returns what an honest server would ask whom in a stage."""
         if stage == "advertise":
-            return dict.fromkeys(self.numbers, AdvertiseTask(self.session, 0 if self.catalogue else 2))
+            return dict.fromkeys(
+                self.numbers, AdvertiseTask(self.session, 0 if self.catalogue else self.plan.local_steps)
+            )
         if stage == "reveal":
             return dict.fromkeys([entry.number for entry in self.gathering.first], self.gathering.reveal_task())
         if stage == "share":
@@ -159,7 +161,7 @@ class Round:
             length = 2 * len(self.catalogue) if self.catalogue else len(np.asarray(self.model_D))
             bits, clip = self.bits or bits_for(len(tally.first)), 0.0 if self.catalogue else self.clip
             weights = {number: self.server.roster.member(number).weight for number in tally.first}
-            tally.fix_second(Grid(length, bits, clip, *work.hashes(self.item_counts)), weights)
+            tally.fix_second(Grid(length, bits, clip, *work.hashes(self.shared)), weights)
         return tally
 
     def tally(self, number: int = 1) -> Tally:

@@ -52,12 +52,12 @@ def test_a_contribution_with_features_of_its_own_is_not_used_in_a_later_attempt(
     coordinates of the sum to itself, though every hash agrees."""
     tagged = tell_counts(bare, (1,), (5.0, 20.0))
     tell_counts(bare, (2, 3, 4), (0.0, 0.0))
-    first = Round(bare, plan=ONE_STEP, item_counts=tagged).until("mask")
+    first = Round(bare, plan=ONE_STEP, shared=tagged).until("mask")
     first.tell(1, first.tasks("mask")[1])
     places = item_rate_weights(bare)
     assert (bare.contribution(1)[places] != 0).all()
     same = tell_counts(bare, (1, 2, 3, 4), (0.0, 0.0))
-    again = Round(bare, attempt=1, plan=ONE_STEP, item_counts=same).until("mask")
+    again = Round(bare, attempt=1, plan=ONE_STEP, shared=same).until("mask")
     refused(again, 1, again.tasks("mask")[1], "round 1 was answered for another model; it is not answered again")
     (total_D,) = again.run("mask")
     assert (total_D[places] == 0).all()
@@ -66,7 +66,7 @@ def test_a_contribution_with_features_of_its_own_is_not_used_in_a_later_attempt(
 def test_counts_of_one_round_cannot_change_within_it(bare: HostileServer) -> None:
     """What is bound is what was told last: a catalogue after the task was made is seen at the next stage."""
     told = tell_counts(bare, (1, 2, 3, 4), (5.0, 20.0))
-    round_ = Round(bare, plan=ONE_STEP, item_counts=told).until("mask")
+    round_ = Round(bare, plan=ONE_STEP, shared=told).until("mask")
     tell_counts(bare, (1,), (0.0, 20.0))
     refused(round_, 1, round_.tasks("mask")[1], "model or configuration hash is not that of the task beside it")
     (total_D,) = round_.run("mask")
@@ -113,8 +113,8 @@ def crowd_task(round_: Round, entries: dict[int, object]) -> ShareTask:
 def test_limit_without_privacy_two_runs_that_differ_by_one_partner_show_its_contribution(bare: HostileServer) -> None:
     """The same model over {1, 2, 3, 4} and, as another run, over {1, 2, 3}: nothing but noise could hide partner 4."""
     hashed = tell_counts(bare, (1, 2, 3, 4), (1.0, 4.0))
-    (all_D,) = Round(bare, plan=ONE_STEP, item_counts=hashed).run()
-    (fewer_D,) = Round(bare, run_id="other", plan=ONE_STEP, item_counts=hashed, numbers=(1, 2, 3)).run()
+    (all_D,) = Round(bare, plan=ONE_STEP, shared=hashed).run()
+    (fewer_D,) = Round(bare, run_id="other", plan=ONE_STEP, shared=hashed, numbers=(1, 2, 3)).run()
     alone_D = bare.contribution(4)
     assert np.abs(all_D - fewer_D - alone_D).max() < 1e-5 * np.abs(alone_D).max()
 
@@ -153,13 +153,13 @@ def test_limit_without_privacy_refusals_over_rounds_measure_one_partner(bare: Ho
     low, high = 1e-2, 1000.0
     for number in range(1, 21):
         rate = (low * high) ** 0.5
-        round_ = Round(bare, round=number, plan=TrainingPlan(1, "sgd", rate, 0.0), item_counts=hashed).until("mask")
+        round_ = Round(bare, round=number, plan=TrainingPlan(1, "sgd", rate, 0.0), shared=hashed).until("mask")
         try:
             round_.tell(1, round_.tasks("mask")[1])
             low = rate
         except Refused:
             high = rate
-    last = Round(bare, round=99, plan=TrainingPlan(1, "sgd", 0.01, 0.0), item_counts=hashed).until("mask")
+    last = Round(bare, round=99, plan=TrainingPlan(1, "sgd", 0.01, 0.0), shared=hashed).until("mask")
     last.tell(1, last.tasks("mask")[1])
     assert np.abs(bare.contribution(1)).max() / 0.01 == pytest.approx(BOUND / low, rel=1e-3)
     assert not bare.shares_left()

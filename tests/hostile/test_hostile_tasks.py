@@ -105,7 +105,7 @@ def test_item_counts_for_one_client_leave_no_sum(open_server: HostileServer) -> 
         told = real if number == 1 else nothing
         open_server.ask(number, QUERY_CATALOGUE, CatalogueTask("run", ITEMS, told).to_record())
     others = counts_hash(dict.fromkeys(ITEMS, (0.0, 0.0)))
-    round_ = Round(open_server, item_counts=others).until("mask")
+    round_ = Round(open_server, shared=others).until("mask")
     refused(round_, 1, round_.tasks("mask")[1], HASHES)
     for number in (2, 3, 4):
         round_.take("mask", number, round_.tell(number, round_.tasks("mask")[number]))

@@ -23,9 +23,9 @@ DELTA = 1e-6
 STATED_ERROR = {"pld": 0.0, "prv": 0.05, "rdp": 0.0}  # that an answer may be over the truth, and so over a neighbour
 DISCRETISATION = 2e-3  # relative: with other parameters the grid of losses is another
 
-few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
-noises = st.floats(0.6, 5.0)
-rates = st.floats(0.005, 0.9) | st.just(1.0)
+few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
+noises = st.floats(0.7, 5.0)
+rates = st.floats(0.03, 0.9) | st.just(1.0)
 counts = st.integers(1, 300)
 
 
