@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from hostile.hostile_round import Round, colluder_shares, forge, own_secret, refused, sums_up
-from hostile.hostile_server import HostileServer, identity, partners
+from hostile.hostile_server import HostileServer, Refused, identity, partners, write_key
 
+from common.errors import ProtocolError
 from common.secagg.keys import public_key
 from common.secagg.roster import Member, Roster
 from common.secagg.wire import Advertisement, RevealTask, SessionId, ShareTask
+from common.stage_messages import AdvertiseTask
 
 LOW_ORDER = bytes(32), (1).to_bytes(32, "little")
 
@@ -179,6 +181,27 @@ def test_a_low_order_mask_key_is_refused_before_data_is_touched(point: bytes, se
     again = Round(server, attempt=1, numbers=(1, 2, 3))
     sums_up(again)
     assert server.charged(1) == 1
+
+
+def test_a_partner_whose_key_is_not_that_of_its_roster_takes_no_part(server: HostileServer) -> None:
+    """Somebody put another key, or another roster, on its disk: it would sign what nobody believes, or believe others."""
+    write_key(server.folder(1) / "identity.pem", identity(77))
+    server.restart()
+    with pytest.raises(Refused, match=r"refused \(ConfigError\)"):
+        server.tell(1, AdvertiseTask(Round(server).session, 2))
+
+
+def test_the_server_names_whose_key_is_of_low_order(server: HostileServer) -> None:
+    round_ = Round(server)
+    for lie in ({"mask": LOW_ORDER[0]}, {"channel": LOW_ORDER[1]}):
+        with pytest.raises(ProtocolError, match="advertisement of partner-0003: a public key of low order"):
+            round_.gathering.add(4, forge(server, 4, round_.session, **lie))
+
+
+def test_the_server_names_whose_coin_is_another(server: HostileServer) -> None:
+    round_ = Round(server).until("share")
+    with pytest.raises(ProtocolError, match="participant 4: another coin than it committed to"):
+        round_.gathering.add_coin(4, own_secret(4, "coin"))
 
 
 # --- groups: the coin that decides with whom one is summed up --------------------------------------------------------

@@ -239,6 +239,14 @@ def test_secrets_of_a_round_that_was_left_open_are_erased_with_the_next(disk: Ho
     assert not list((disk.folder(1) / "state" / "secrets").iterdir())
 
 
+def test_secrets_of_an_attempt_that_was_given_up_are_erased_with_the_next(server: HostileServer) -> None:
+    Round(server).until("unmask")
+    for attempt in (1, 2):
+        Round(server, attempt=attempt).until("share")
+        kept = list((server.folder(1) / "state").glob("secrets/*")), server.facts(1)["secrets"]
+        assert sum(map(len, kept)) == 1
+
+
 def test_attempts_at_one_round_are_numbered(server: HostileServer) -> None:
     """Each shows the server other groups, or another graph; it may not try for long."""
     for attempt in range(MOST_ATTEMPTS):

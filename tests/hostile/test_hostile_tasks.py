@@ -115,40 +115,41 @@ def test_item_counts_for_one_client_leave_no_sum(open_server: HostileServer) -> 
 # --- the grid ---------------------------------------------------------------------------------------------------------
 
 
+GRID: list[tuple[dict[str, Any], str]] = [
+    ({"clip": 2.0}, "update_bound = 2.0: this partner's aggregation.update_bound is 4"),
+    ({"clip": 4.1}, "update_bound = 4.1: this partner's aggregation.update_bound is 4"),
+    ({"clip": 5e-324}, "update_bound = 5e-324"),
+    ({"clip": 0.0}, DIFFER),
+    ({"clip": -0.0}, DIFFER),
+    ({"clip": -4.0}, DIFFER),
+    ({"clip": math.nan}, DIFFER),
+    ({"clip": math.inf}, "update_bound = inf: must be finite"),
+    ({"bits": 26}, "bits = 26: 4 participants use 27"),
+    ({"bits": 28}, "bits = 28: 4 participants use 27"),
+    ({"bits": 1}, "bits = 1: must be from 2 to 30"),
+    ({"bits": -1}, "bits = -1: must be from 2 to 30"),
+    ({"bits": 2**62}, "must be from 2 to 30"),
+    ({"ring": 2}, "ring = 2: must be 4294967296"),
+    ({"ring": 0}, "ring = 0: must be"),
+    ({"ring": -1}, "ring = -1: must be"),
+    ({"ring": 2**31}, "ring = 2147483648: must be"),
+    ({"ring": 2**63}, "ring = 9223372036854775808: must be"),
+    ({"length": 1}, DIFFER),
+    ({"length": 0}, DIFFER),
+    ({"length": -1}, DIFFER),
+    ({"length": 2**62}, DIFFER),
+    ({"weight": 0.5}, DIFFER),
+    ({"weight": math.nan}, DIFFER),
+    ({"threshold": 2}, "threshold = 2: the shares were made for 3"),
+    ({"threshold": 4}, "threshold = 4: the shares were made for 3"),
+    ({"model_hash": b""}, HASHES),
+    ({"config_hash": bytes(31)}, HASHES),
+]
+
+
 @pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"clip": 2.0}, "update_bound = 2.0: this partner's aggregation.update_bound is 4"),
-        ({"clip": 4.1}, "update_bound = 4.1: this partner's aggregation.update_bound is 4"),
-        ({"clip": 5e-324}, "update_bound = 5e-324"),
-        ({"clip": 0.0}, DIFFER),
-        ({"clip": -0.0}, DIFFER),
-        ({"clip": -4.0}, DIFFER),
-        ({"clip": math.nan}, DIFFER),
-        ({"clip": math.inf}, "update_bound = inf: must be finite"),
-        ({"bits": 26}, "bits = 26: 4 participants use 27"),
-        ({"bits": 28}, "bits = 28: 4 participants use 27"),
-        ({"bits": 1}, "bits = 1: must be from 2 to 30"),
-        ({"bits": -1}, "bits = -1: must be from 2 to 30"),
-        ({"bits": 2**62}, "must be from 2 to 30"),
-        ({"ring": 2}, "ring = 2: must be 4294967296"),
-        ({"ring": 0}, "ring = 0: must be"),
-        ({"ring": -1}, "ring = -1: must be"),
-        ({"ring": 2**31}, "ring = 2147483648: must be"),
-        ({"ring": 2**63}, "ring = 9223372036854775808: must be"),
-        ({"length": 1}, DIFFER),
-        ({"length": 0}, DIFFER),
-        ({"length": -1}, DIFFER),
-        ({"length": 2**62}, DIFFER),
-        ({"weight": 0.5}, DIFFER),
-        ({"weight": math.nan}, DIFFER),
-        ({"threshold": 2}, "threshold = 2: the shares were made for 3"),
-        ({"threshold": 4}, "threshold = 4: the shares were made for 3"),
-        ({"model_hash": b""}, HASHES),
-        ({"config_hash": bytes(31)}, HASHES),
-    ],
-    ids=str,
-)  # fmt: skip
+    ("change", "match"), GRID, ids=[f"{name}={value}" for change, _ in GRID for name, value in change.items()]
+)
 def test_a_ring_grid_weight_or_length_of_the_servers_choice_is_refused(
     change: dict[str, Any], match: str, server: HostileServer
 ) -> None:
@@ -194,6 +195,7 @@ def test_masking_and_work_of_two_rounds_are_refused(change: dict[str, Any], serv
         ({"model_D": np.zeros(5, np.float32)}, "a vector of shape"),
         ({"model_D": np.array([np.nan], np.float32)}, "model"),
         ({"model_D": np.array([np.inf], np.float32)}, "model"),
+        ({"model_D": np.array([101.0], np.float32)}, "a model with weights that are not finite or over 100"),
         ({"plan": TrainingPlan(5, "adam", 0.05, 0.0)}, "local_steps = 5: this partner allows at most 4"),
     ],
     ids=str,

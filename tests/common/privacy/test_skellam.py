@@ -35,8 +35,10 @@ def exact_divergence(order: int, variance: float, shift: int) -> float:
 def test_the_bound_is_over_the_exact_divergence_and_near_it(variance: float, shift: int, order: int) -> None:
     exact = exact_divergence(order, variance, shift)
     bound = skellam_rdp(order, variance, shift, shift)
-    assert gaussian_rdp(order, variance, shift) * (1 - 0.1) < exact <= bound
-    assert bound <= exact * (1 + 12 / variance)
+    assert 0 < exact <= bound
+    if 4 * order * shift <= variance:  # further out the noise's own tail, heavier than a Gaussian's, protects more
+        assert gaussian_rdp(order, variance, shift) * 0.95 < exact
+        assert bound <= exact * (1 + 12 / variance)
 
 
 def test_by_hand() -> None:
