@@ -69,7 +69,7 @@ def _forecast(account: Account, last: DpEvent | None, done: int, to_come: int) -
             found["or_more"] = found["rounds_left"] >= MAX_STEPS // like.steps
     left = found["rounds_left"]
     # A partner that sits rounds out has its own rounds spread over more of the run's.
-    share = own / done if own else 1.0
+    share = min(1.0, own / done) if own and done else 1.0
     found["run_rounds_left"] = None if left is None else math.floor(left / share + 1e-9)
     found["enough"] = None if left is None else left >= math.ceil(to_come * share - 1e-9)
     return found

@@ -20,6 +20,11 @@ from common.runfolder import jsonable
 
 ASSUMED_DELTA = 1e-5  # where neither a policy nor the operator says one; the output says so
 
+_AGAINST = {
+    "server": "the server and the public",
+    "partner": "another partner",
+    "broken": "whoever breaks secure aggregation",
+}
 _SHOWN = 20
 _WIDTH = 110
 _HASH_LENGTH = 64
@@ -113,6 +118,8 @@ def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     console.width = max(console.width, _WIDTH)  # a hash cut to a narrow terminal could not be copied
     ledgers = result["ledgers"]
     console.print(_overview(ledgers[:_SHOWN]))
+    if shared := [one for one in ledgers[:_SHOWN] if one["shared_noise"]]:
+        console.print(_adversaries(shared))
     console.print(_heads(ledgers[:_SHOWN]))
     if len(ledgers) > _SHOWN:
         _say(console, f"and {len(ledgers) - _SHOWN} more; --json shows all")
@@ -125,20 +132,26 @@ def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 def _overview(ledgers: list[dict[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False)
-    shared = any(one["shared_noise"] for one in ledgers)
-    views = VIEWS if shared else VIEWS[:1]
     table.add_column("partner")
-    for column in ("releases", "rounds", "steps", "not committed", "delta"):
+    for column in ("releases", "rounds", "steps", "not committed", "delta", "spent", "of", "left", "rounds left"):
         table.add_column(column, justify="right", no_wrap=True)
-    for view in views:
-        for column in ("spent", "of", "left"):
-            table.add_column(f"{column}, {view}" if shared and column == "spent" else column, justify="right")
-    table.add_column("rounds like the last", justify="right")
     for one in ledgers:
-        figures = [text for view in views for text in _figures(one, view)]
         counts = [str(one[name]) for name in ("releases", "rounds", "steps", "uncommitted")]
         more = "" if one["rounds_left"] is None else str(one["rounds_left"])
-        table.add_row(escape(one["partner"]), *counts, f"{one['delta']:g}", *figures, more)
+        table.add_row(escape(one["partner"]), *counts, f"{one['delta']:g}", *_figures(one, "server"), more)
+    return table
+
+
+def _adversaries(ledgers: list[dict[str, Any]]) -> Table:
+    """Returns what each learns where partners share the noise of a sum."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    for column in ("partner", "against"):
+        table.add_column(column)
+    for column in ("spent", "of", "left"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for one in ledgers:
+        for view in VIEWS:
+            table.add_row(escape(one["partner"]), _AGAINST[view], *_figures(one, view))
     return table
 
 
@@ -175,13 +188,8 @@ def _notes(ledgers: list[dict[str, Any]]) -> list[str]:
     units = " or ".join(sorted({unit for one in ledgers for unit in one["units"]})) or "user"
     notes = [
         f"Epsilon by PLD for one {units} added or removed, of everything in a ledger together; parts alone do not add"
-        " up to it. What is reserved counts as spent, committed or not."
+        " up to it. What is reserved counts as spent, committed or not. Rounds left: such as the last one."
     ]
-    if any(one["shared_noise"] for one in ledgers):
-        notes.append(
-            "Noise is shared: server = the server and the public, partner = another partner, broken = whoever breaks"
-            " secure aggregation."
-        )
     if any(one["delta_from"] == "assumed" for one in ledgers):
         notes.append(
             f"No partner.toml names this ledger: delta {ASSUMED_DELTA:g} is assumed; give --delta (--epsilon)."

@@ -108,8 +108,17 @@ class Participant:
             raise ProtocolError("the round's model or configuration hash is not that of the task beside it")
         return client_role.open_boxes(self._member, self._state(task.session, Shared), task)
 
-    def upload(self, opened: Opened, coded: Iterator[NDArray[np.uint32]]) -> tuple[list[bytes], Upload]:
-        """Stage 2, second half: returns the masked pieces, little-endian uint32, and what ends them."""
+    def upload(self, opened: Opened, coded: Iterator[NDArray[np.uint32]], *, once: bool) -> tuple[list[bytes], Upload]:
+        """Stage 2, second half: returns the masked pieces, little-endian uint32, and what ends them.
+
+        Args:
+            opened: what `open` returned.
+            coded: the contribution.
+            once: no other attempt at this round after this one: where the noise is shared, a part of it must not be in
+                two sums.
+        """
+        if once:
+            _Register(self._folder, opened.task.session.run_id).close(opened.task.session.round)
         masking = client_role.Masking(self._member, opened)
         pieces = [piece_D.astype("<u4", copy=False).tobytes() for piece_D in masking.pieces(coded)]
         after, upload = masking.finish()
@@ -165,10 +174,10 @@ class _Register:
         self._path = folder / f"rounds-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.json"
         try:
             found = json.loads(self._path.read_bytes())
-            self._final = int(found["final"])
+            self._final, self._closed = int(found["final"]), int(found["closed"])
             self._begun = {int(key): _Begun(*value) for key, value in found["begun"].items()}
         except FileNotFoundError:
-            self._final, self._begun = -1, {}
+            self._final, self._closed, self._begun = -1, -1, {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise LedgerError(
                 f"{self._path.name}: damaged; which rounds were answered is unknown, so none is answered any more"
@@ -178,6 +187,10 @@ class _Register:
         """Raises `ProtocolError` for an attempt that was begun before, one too many, or at a round that is final."""
         if session.round <= self._final:
             raise ProtocolError(f"round {session.round}: round {self._final} was unmasked already; it is final")
+        if session.round <= self._closed:
+            raise ProtocolError(
+                f"round {session.round}: this partner sent its part of the noise; there is no other attempt"
+            )
         last = self._begun.get(session.round)
         if last is None:
             return
@@ -198,6 +211,11 @@ class _Register:
         self._write()
         return left
 
+    def close(self, round_number: int) -> None:
+        """Writes down that no other attempt at a round may begin; the one under way goes on."""
+        self._closed = max(self._closed, round_number)
+        self._write()
+
     def finish(self, round_number: int) -> list[str]:
         """Writes down that a round is final; returns the names of what it and those before it leave behind."""
         self._final = max(self._final, round_number)
@@ -216,7 +234,11 @@ class _Register:
         return left
 
     def _write(self) -> None:
-        facts = {"final": self._final, "begun": {number: astuple(begun) for number, begun in self._begun.items()}}
+        facts = {
+            "final": self._final,
+            "closed": self._closed,
+            "begun": {number: astuple(begun) for number, begun in self._begun.items()},
+        }
         write_atomically(self._path, json.dumps(facts).encode())
 
 

@@ -51,7 +51,9 @@ from common.privacy.ledger import Ledger
 from common.runfolder import write_atomically
 from common.secagg.checks import Member
 from common.secagg.coding import Coding, encode, require_codable
+from common.secagg.graph import MOST_COMPLETE
 from common.secagg.roster import load_roster
+from common.secagg.wire import Advertisement
 from common.sharedstates import shared_table
 from common.stage_messages import (
     Advertised,
@@ -148,6 +150,7 @@ class Worker:
             if isinstance(task, RevealTask):
                 return Coin(self._secure.reveal(task))
             if isinstance(task, ShareTask):
+                self._require_complete(task)
                 return self._secure.share(task)
         raise ProtocolError(f"a {type(task).__name__} asks nothing of a partner")
 
@@ -171,7 +174,8 @@ class Worker:
                 key, value_D = self._randomness(work.round).rounding_key, self._contribution(work)
             if self.config.privacy.mode == "none":
                 require_codable(value_D, task.weight, coding)
-            return self._secure.upload(opened, encode(value_D, task.weight, coding, key))
+            shared = self.config.privacy.mode == "distributed"
+            return self._secure.upload(opened, encode(value_D, task.weight, coding, key), once=shared)
 
     def confirm(self, task: ConfirmTask) -> Confirmation:
         """Returns this partner's signature over the survivors."""
@@ -207,6 +211,11 @@ class Worker:
     @property
     def _shares(self) -> int:
         return noise_shares(self.config)
+
+    def _require_complete(self, task: ShareTask) -> None:
+        """With neighbours a hostile server can open smaller sums than this partner's part of the noise is sized for."""
+        if self.config.privacy.mode == "distributed" and len(task.advertisements) > MOST_COMPLETE * Advertisement.SIZE:
+            raise ProtocolError(f"over {MOST_COMPLETE} participants: this partner shares noise among fewer only")
 
     def _require_steps(self, steps: int) -> None:
         if self.config.privacy.mode == "distributed" and steps != 1:

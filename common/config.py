@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from common.errors import ConfigError
+from common.secagg.graph import MOST_COMPLETE
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -245,6 +246,12 @@ def _distributed_checks(config: Config) -> list[str]:
         problems.append(
             f'round.local_steps = {config.round.local_steps}: must be 1 with privacy.mode = "distributed"; a second'
             " local step would start from a model with only a part of the noise"
+        )
+    cohort = config.round.partners_per_round or config.data.partners
+    if cohort > MOST_COMPLETE:
+        problems.append(
+            f'privacy.mode = "distributed" with {cohort} partners a round: at most {MOST_COMPLETE}, where every sum'
+            " holds every part of the noise; lower round.partners_per_round"
         )
     if config.aggregation.groups != 1:
         problems.append(

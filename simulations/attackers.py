@@ -87,12 +87,12 @@ class _GarbageParticipant(Participant):
         self.__dict__.update(vars(honest))
         self._label = label
 
-    def upload(self, opened: Opened, coded: Iterator[NDArray[np.uint32]]) -> tuple[list[bytes], Upload]:
+    def upload(self, opened: Opened, coded: Iterator[NDArray[np.uint32]], *, once: bool) -> tuple[list[bytes], Upload]:
         round_number = opened.task.session.round
         if round_number == 0:  # item counts: only training is attacked
-            return super().upload(opened, coded)
+            return super().upload(opened, coded, once=once)
         # Of seed, partner and round alone, so that a simulation can be repeated.
         seed = hashlib.sha256(f"{self._label}, {round_number}".encode()).digest()
         generator = np.random.default_rng(list(seed))
         garbage = (generator.integers(0, 2**32, len(piece_D), dtype=np.uint32) for piece_D in coded)
-        return super().upload(opened, garbage)
+        return super().upload(opened, garbage, once=once)

@@ -30,6 +30,7 @@ _EDGE_DEVIATIONS = 8.5  # of the noise, where a step's grid ends
 _MAX_BINS = 2**18
 _MAX_STEPS = 2**14  # more, and rounding of the transform could reach the tail: the accountant proper goes by blocks
 _MIN_DELTA = 1e-9
+_MAX_STEP_LOSS = 500.0  # e to the power of more overflows
 _MAX_RESULT = 100.0  # beyond it, e^epsilon times a rounding error matters
 _ORDERS = (0.03, 0.1, 0.3, 0.6, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 12.0)  # of the Chernoff bound, over the deviation
 _SEARCHES = 12
@@ -63,7 +64,8 @@ def quick_epsilon(noise_multiplier: float, sampling_rate: float, steps: int, del
     if sampling_rate >= 1:
         return gaussian_epsilon(noise_multiplier / math.sqrt(steps), delta)
     found = math.nan
-    if steps <= _MAX_STEPS and delta >= _MIN_DELTA:
+    largest = _loss(_EDGE_DEVIATIONS * noise_multiplier + 1, noise_multiplier, sampling_rate)
+    if steps <= _MAX_STEPS and delta >= _MIN_DELTA and largest <= _MAX_STEP_LOSS:
         found = max(_composed(losses, steps, delta) for losses in _step(noise_multiplier, sampling_rate))
     if found <= _MAX_RESULT:  # false for not-a-number
         return found
@@ -123,7 +125,7 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
     """Returns the least noise multiplier of one Gaussian mechanism for an epsilon: the price of privacy itself.
 
-    However many steps share it and however they sample, progress over noise is at most one over this times the units.
+    In the limit of many steps, however they sample, progress over noise comes to the units over this, and no further.
     """
     low = high = 1.0
     while _gaussian_delta(epsilon, high) > delta:

@@ -146,7 +146,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     if table["privacy"]["mode"] != "none":
         table["model"]["item_rates"] = "none"
     if table["privacy"]["mode"] == "distributed":
-        table["round"]["local_steps"] = 1
+        table["round"] |= {"local_steps": 1, "partners_per_round": 100}
     simulation = table["simulation"]
     if simulation["attack"] == "nan" and table["privacy"]["mode"] == "distributed":
         simulation["attack"] = "boost"

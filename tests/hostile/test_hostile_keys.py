@@ -184,11 +184,11 @@ def test_a_low_order_mask_key_is_refused_before_data_is_touched(point: bytes, se
 
 
 def test_a_partner_whose_key_is_not_that_of_its_roster_takes_no_part(server: HostileServer) -> None:
-    """Somebody put another key, or another roster, on its disk: it would sign what nobody believes, or believe others."""
+    """Somebody put another key, or another roster, on its disk: it would sign in vain, or believe others."""
     write_key(server.folder(1) / "identity.pem", identity(77))
     server.restart()
     with pytest.raises(Refused, match=r"refused \(ConfigError\)"):
-        server.tell(1, AdvertiseTask(Round(server).session, 2))
+        server.tell(1, AdvertiseTask(SessionId("run", 1, 0), 2))
 
 
 def test_the_server_names_whose_key_is_of_low_order(server: HostileServer) -> None:

@@ -54,7 +54,6 @@ def test_another_noise_rate_clip_or_grid_for_one_client_is_refused(seven: Hostil
     refused(round_, 1, round_.tasks("mask")[1], "model or configuration hash is not that of the task beside it")
 
 
-@pytest.mark.xfail(reason="a second attempt reuses this partner's part of the noise, and is not charged", strict=True)
 def test_a_part_of_the_noise_is_in_one_sum_only(seven: HostileServer) -> None:
     """Two attempts that share the victim alone: its users would be in two sums with one part of noise in both, and its
     ledger knows of one. The average over sixteen attempts would hold hardly more noise than the victim's own part."""

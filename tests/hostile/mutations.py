@@ -1,0 +1,186 @@
+"""Protections, each with the change that takes it out and the test that must then fail.
+
+`edits` are (exact source text, what stands there instead); a text occurs once in its file. Where source changes, the
+text here changes with it: a protection that this table does not find is an error, so that none gets lost unseen.
+"""
+
+# ruff: noqa: E501 (a table: one protection a line)
+
+from dataclasses import dataclass
+
+CHECKS, CLIENT, KEYS = "common/secagg/checks.py", "common/secagg/client_role.py", "common/secagg/keys.py"
+SERVER, UNMASK, TRANSCRIPT = "common/secagg/server_role.py", "common/secagg/unmasking.py", "common/secagg/transcript.py"
+PARTICIPANT, WORKER, SENT = "client/participant.py", "client/worker.py", "client/sent.py"
+
+_HOSTILE = "tests/hostile/test_hostile_{}.py::test_{}"
+_VECTOR = "tests/vectors/test_vectors.py::test_what_must_be_refused_is_refused_there[secagg_bad_{}.json]"
+_SECAGG = "tests/common/secagg/test_{}.py::test_{}"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One protection taken out."""
+
+    file: str
+    edits: tuple[tuple[str, str], ...]
+    test: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}: {' '.join(self.edits[0][0].split())[:90]}"
+
+
+def _hostile(file: str, module: str, test: str, *edits: tuple[str, str]) -> Mutation:
+    return Mutation(file, edits, _HOSTILE.format(module, test))
+
+
+def _vector(file: str, name: str, *edits: tuple[str, str]) -> Mutation:
+    return Mutation(file, edits, _VECTOR.format(name))
+
+
+def _secagg(file: str, module: str, test: str, *edits: tuple[str, str]) -> Mutation:
+    return Mutation(file, edits, _SECAGG.format(module, test))
+
+
+_VERIFY_ADVERTISEMENT = (
+    'verify(member.roster.public_key(number), advertisement.signature, what, "advertise", session, number, *keys)'
+)
+_DRAWN_FOR = "state.revealed != revealed_for(state.session, task.cohort, task.advertisements, task.num_groups)"
+_OWNERS = "len(set(revealed.owners)) < len(revealed.owners) or not set(revealed.owners) <= allowed"
+_THRESHOLD = "threshold != found.threshold or threshold < policy.least_threshold"
+_BITS = "task.bits != bits or not policy.least_bits <= bits <= policy.most_bits"
+_SENDERS = "not senders <= others or (own_shape.complete and senders != others)"
+_DEALT = "number not in self.first or not set(shares.recipients) <= allowed or len(holders) != self.shape.num_holders"
+_BODY = "sum(map(len, pieces)) != self._grid.length or len(upload.slots) != SLOTS_BYTES"
+_LATE = "number not in self.second or number in self._uploads or self.third"
+
+CHECK_MUTATIONS = (
+    _hostile(CHECKS, "keys", "a_duplicate_participant_is_refused", ('require_ascending(cohort, "cohort", len(member.roster))', "")),
+    _hostile(CHECKS, "keys", "a_duplicate_participant_is_refused", ('require_ascending(numbers, "advertisements", len(member.roster))', "")),
+    _hostile(CHECKS, "keys", "a_signature_by_an_identity_outside_the_roster_is_refused", ("if not set(numbers) <= set(cohort):", "if False:")),
+    _hostile(CHECKS, "keys", "an_own_entry_replaced_is_refused[mask]", ("if not own or own[0].to_bytes() != state.own:", "if not own:")),
+    _hostile(CHECKS, "keys", "an_own_entry_replaced_is_refused[mask]", ("if not own or own[0]", "if own and own[0]")),
+    _hostile(CHECKS, "attacks", "one_sum_over_all_after_a_coin_was_shown_is_refused", ("if task.coins or state.revealed:", "if task.coins:")),
+    _hostile(CHECKS, "keys", "coins_without_groups_are_refused", ("if task.coins or state.revealed:", "if state.revealed:")),
+    _hostile(CHECKS, "keys", "groups_over_other_participants_than_the_coin_was_for_are_refused", (_DRAWN_FOR, "False")),
+    _hostile(CHECKS, "keys", "groups_without_a_revealed_coin_are_refused", (_DRAWN_FOR, "False")),
+    _hostile(CHECKS, "keys", "groups_over_other_participants_than_the_coin_was_for_are_refused", (", advertisements, num_groups)\n\n", ", advertisements)\n\n")),
+    _hostile(CHECKS, "keys", "groups_over_other_participants_than_the_coin_was_for_are_refused", ("require_coins(state.session, first, coins)", "")),
+    _secagg(CHECKS, "client_role", "a_coin_counts_only_where_its_commitment_is_signed", ("check_signature(member, state.session, advertisement)", "pass")),
+    _hostile(CHECKS, "keys", "fewer_than_the_policys_participants_are_refused", ("if num_participants < policy.least_participants:", "if False:")),
+    _hostile(CHECKS, "keys", "a_threshold_of_at_most_half_of_participants_and_colluders_is_refused[2]", (_THRESHOLD, "threshold < policy.least_threshold")),
+    _hostile(CHECKS, "keys", "a_threshold_under_the_policys_is_refused", (_THRESHOLD, "threshold != found.threshold")),
+    _hostile(CHECKS, "keys", "a_key_swapped_for_a_peer_is_refused", (_VERIFY_ADVERTISEMENT, "")),
+    _vector(CHECKS, "ring_of_2", ("if task.ring != RING:", "if False:")),
+    _vector(CHECKS, "length_of_0", ("if not 1 <= task.length < 2**40:", "if False:")),
+    _hostile(CHECKS, "tasks", "a_ring_grid_weight_or_length_of_the_servers_choice_is_refused[bits=26]", (_BITS, "not policy.least_bits <= bits <= policy.most_bits")),
+    _vector(CHECKS, "bits_below_the_policys", (_BITS, "task.bits != bits")),
+    _hostile(CHECKS, "tasks", "a_ring_grid_weight_or_length_of_the_servers_choice_is_refused[clip=2.0]", ("if task.clip not in (0.0, policy.update_bound):", "if False:")),
+    _hostile(CHECKS, "tasks", "a_weight_other_than_the_rosters_is_refused[0.25]", ("if task.weight != pinned:", "if task.weight > pinned:")),
+    _hostile(CHECKS, "tasks", "a_weight_other_than_the_rosters_is_refused[1.0]", ("if task.weight != pinned:", "if task.weight < pinned:")),
+    _vector(CHECKS, "model_hash_cut", ("if len(task.model_hash) != HASH_BYTES or len(task.config_hash) != HASH_BYTES:", "if False:")),
+    _vector(CHECKS, "second_twice", ('require_ascending(second, "U2", len(member.roster))', "")),
+    _vector(CHECKS, "second_outside_the_first", ("if not set(second) <= set(first):", "if False:")),
+    _vector(CHECKS, "second_without_itself", ("if member.number not in second:", "if False:")),
+    _hostile(CHECKS, "views", "fewer_survivors_than_the_policys_participants_are_refused", ("least = max(own_shape.least_survivors, member.policy.least_participants)", "least = own_shape.least_survivors")),
+    _vector(CHECKS, "second_too_few", ("if len(second) < least:", "if False:")),
+    _vector(CHECKS, "sender_twice", ('require_ascending(task.senders, "senders", len(member.roster))', "")),
+    _vector(CHECKS, "sender_left_out", (_SENDERS, "not senders <= others")),
+    _vector(CHECKS, "sender_outside_the_second", (_SENDERS, "own_shape.complete and senders < others")),
+)  # fmt: skip
+
+CLIENT_MUTATIONS = (
+    _hostile(CLIENT, "keys", "a_key_swapped_for_a_peer_is_refused", ("for advertisement in first if own_shape.complete else ():", "for advertisement in ():")),
+    _secagg(CLIENT, "neighbours", "signatures_of_the_chosen_are_checked_before_sharing_with_them", ("for advertisement in () if own_shape.complete else recipients:", "for advertisement in ():")),
+    _secagg(CLIENT, "neighbours", "signatures_of_peers_are_checked_before_masking_with_them", ("for number in peers if not own_shape.complete else ():", "for number in ():")),
+    _hostile(CLIENT, "keys", "groups_over_other_participants_than_the_coin_was_for_are_refused", ("return replace(state, revealed=drawn_for), state.coin", "return state, state.coin")),
+    _hostile(CLIENT, "views", "a_split_view_of_u1_ends_at_the_boxes", ('digest("box", state.session, first_hash, member.number, peer)', 'digest("box", state.session, member.number, peer)'), ('digest("box", state.session, first_hash, sender, member.number)', 'digest("box", state.session, sender, member.number)')),
+    _vector(CLIENT, "threshold_changed", ("if task.threshold != state.threshold:", "if False:")),
+    _secagg(CLIENT, "client_role", "a_body_of_another_length_is_not_signed", ("if self._length != task.length:", "if False:")),
+    _hostile(CLIENT, "views", "fewer_survivors_than_the_policys_participants_are_refused", ("max(own_shape.least_survivors, member.policy.least_participants)", "own_shape.least_survivors")),
+    _hostile(CLIENT, "views", "a_split_view_of_u3_opens_one_of_the_two_at_most", ("if state.survivors:", "if False:")),
+    _vector(CLIENT, "survivor_twice", ("require_ascending(numbers, what, len(member.roster))", "pass")),
+    _vector(CLIENT, "alive_and_dead", ("if set(task.survivors) & set(task.dropped):", "if False:")),
+    _vector(CLIENT, "neither_alive_nor_dead", ("if tuple(sorted((*task.survivors, *task.dropped))) != state.second:", "if False:")),
+    _vector(CLIENT, "declared_dead_itself", ("if member.number not in task.survivors:", "if False:")),
+    _vector(CLIENT, "survivors_too_few", ("if len(task.survivors) < state.least_survivors:", "if False:")),
+    _hostile(CLIENT, "rounds", "stages_out_of_order_are_refused", ("if not state.survivors:", "if False:")),
+    _vector(CLIENT, "signature_counted_twice", ('require_ascending(task.signers, "signers", len(member.roster))', "")),
+    _hostile(CLIENT, "views", "a_signature_of_a_dropped_one_does_not_count", ("set(state.holders) & set(state.survivors)", "set(state.holders)")),
+    _vector(CLIENT, "signatures_too_few", ("if len(task.signers) < state.threshold:", "if False:")),
+    _hostile(CLIENT, "views", "fewer_than_t_good_consistency_signatures_are_refused[flipped]", ('verify(key, signature, what, "confirm", *_confirmed(state, state.survivors))', "")),
+    _secagg(CLIENT, "neighbours", "no_share_leaves_without_every_survivors_word", ('verify(member.roster.public_key(owner), signature, what, "masked", *bound)', "")),
+    _hostile(CLIENT, "views", "one_kind_of_share_per_owner_leaves", ("state.held[owner][: shamir.SHARE_BYTES] if owner in alive else state.held[owner][shamir.SHARE_BYTES :]", "state.held[owner][shamir.SHARE_BYTES :]")),
+    _hostile(CLIENT, "views", "a_commitment_that_was_changed_names_a_dealer_and_never_opens_another_share", ("if commitment(state.session, sender, member.number, pair) == promised:", "if True:")),
+    _hostile(TRANSCRIPT, "tasks", "a_consistent_difference_for_one_client_leaves_no_sum[model]", ("first_hash, model_hash, config_hash\n", "first_hash, config_hash\n")),
+    _hostile(TRANSCRIPT, "tasks", "a_consistent_difference_for_one_client_leaves_no_sum[local_steps]", ("first_hash, model_hash, config_hash\n", "first_hash, model_hash\n")),
+    _hostile(KEYS, "keys", "a_low_order_channel_key_is_refused_before_anything_is_shared[0]", ('raise ProtocolError("a public key of low order or of a wrong length") from None', "return bytes(KEY_BYTES)")),
+    _hostile(KEYS, "keys", "a_low_order_mask_key_is_refused_before_data_is_touched[1]", ('raise ProtocolError("a public key of low order or of a wrong length") from None', "return bytes(KEY_BYTES)")),
+    _hostile(KEYS, "views", "a_bit_flipped_box_is_refused[0]", ('raise ProtocolError(f"{what}: does not open: altered, or of another round, sender or recipient") from None', "return box[:-TAG_BYTES]")),
+)  # fmt: skip
+
+_DAMAGED = "except (OSError, ValueError, KeyError, TypeError, AttributeError):\n            raise LedgerError("
+PARTNER_MUTATIONS = (
+    _hostile(PARTICIPANT, "rounds", "the_same_attempt_twice_is_refused_also_after_a_restart", ("register.require_new(session)", "pass")),
+    _hostile(PARTICIPANT, "rounds", "secrets_of_an_attempt_that_was_given_up_are_erased_with_the_next", ("for name in register.begin(session, state.session.hex()):\n            self._store.erase(name)", "register.begin(session, state.session.hex())")),
+    _hostile(PARTICIPANT, "rounds", "secrets_of_a_round_that_was_left_open_are_erased_with_the_next", (".finish(task.session.round):\n            self._store.erase(name)", ".finish(task.session.round):\n            pass")),
+    _hostile(PARTICIPANT, "keys", "a_coin_is_revealed_once_and_only_beside_the_own_entry", ("if state.revealed:", "if False:")),
+    _hostile(PARTICIPANT, "attacks", "neighbours_that_were_refused_are_not_drawn_again", ("self._store.erase(state.session.hex())\n            raise", "raise")),
+    _hostile(PARTICIPANT, "tasks", "another_model_or_config_for_one_client_is_refused", ("if (task.model_hash, task.config_hash) != (model_hash, config_hash):", "if False:")),
+    _hostile(PARTICIPANT, "rounds", "a_second_upload_is_refused_also_after_a_restart", ("after, upload = masking.finish()\n        self._keep(after)", "after, upload = masking.finish()")),
+    _hostile(PARTICIPANT, "tasks", "statistics_are_summed_over_the_whole_roster_or_not_at_all", ("if task.session.round == 0 and len(task.survivors) != len(self._member.roster):", "if False:")),
+    _hostile(PARTICIPANT, "views", "a_split_view_of_u3_opens_one_of_the_two_at_most", ("self._state(task.session, Masked), task)\n        self._keep(after)", "self._state(task.session, Masked), task)")),
+    _hostile(PARTICIPANT, "rounds", "a_retry_after_unmask_is_refused_also_after_a_restart", ("for name in _Register(self._folder, task.session.run_id).finish(task.session.round):", "for name in [state.session.hex()]:")),
+    _hostile(PARTICIPANT, "rounds", "a_state_that_a_disk_brings_back_is_not_answered_from", ("self._store.get(hashed.hex()) if under_way else None", "self._store.get(hashed.hex())")),
+    _hostile(PARTICIPANT, "rounds", "stages_out_of_order_are_refused", ("if not isinstance(state, kind):", "if False:")),
+    _hostile(PARTICIPANT, "rounds", "a_damaged_register_answers_nothing_any_more", (_DAMAGED, _DAMAGED.replace("raise", "self._final, self._begun = -1, {}\n            return\n            raise"))),
+    _hostile(PARTICIPANT, "rounds", "a_retry_after_unmask_is_refused_also_after_a_restart", ("if session.round <= self._final:", "if False:")),
+    _hostile(PARTICIPANT, "rounds", "the_same_attempt_twice_is_refused_also_after_a_restart", ("if session.attempt <= last.attempt:", "if False:")),
+    _hostile(PARTICIPANT, "rounds", "attempts_at_one_round_are_numbered", ("if last.tries >= MOST_ATTEMPTS:", "if False:")),
+    _hostile(PARTICIPANT, "rounds", "a_round_that_is_two_ahead_ends_the_one_that_is_under_way", ("self._final = max(self._final, session.round - 2)", "pass")),
+    _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        self._check(task)", "self._check(task)")),
+    _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        return StatisticsReply", "return StatisticsReply")),
+    _hostile(WORKER, "tasks", "masking_and_work_of_two_rounds_are_refused", ("    if not same:\n", "    if False:\n")),
+    _hostile(WORKER, "leaks", "promise_1_refusals_say_the_same_whatever_the_data", ("self._require_affordable(task)\n", "\n")),
+    _hostile(WORKER, "tasks", "work_that_this_partner_does_not_do_is_refused_before_the_budget", ("self._check(work)\n", "\n")),
+    _hostile(WORKER, "tasks", "work_that_this_partner_does_not_do_is_refused_before_the_budget", ("self._require_steps(task.plan.local_steps)", "")),
+    _hostile(WORKER, "tasks", "work_that_this_partner_does_not_do_is_refused_before_the_budget", ("if task.fingerprint != own:", "if False:")),
+    _hostile(WORKER, "tasks", "work_that_this_partner_does_not_do_is_refused_before_the_budget", ("require_in_bounds(task.model_D)", "")),
+    _hostile(WORKER, "tasks", "without_privacy_a_bad_update_is_refused_naming_field_and_bound", ('if self.config.privacy.mode == "none":\n                require_codable', "if False:\n                require_codable")),
+    _hostile(WORKER, "tasks", "under_privacy_nothing_that_depends_on_data_refuses", ('if self.config.privacy.mode == "none":\n                require_codable', "if True:\n                require_codable")),
+    _hostile(WORKER, "tasks", "statistics_are_refused_where_privacy_is_on", ('if self.config.privacy.mode != "none" or self.config.model.item_rates != "exact":', "if False:")),
+    _hostile(WORKER, "keys", "a_partner_whose_key_is_not_that_of_its_roster_takes_no_part", ("if config.name not in names or roster.member(roster.number(config.name)).public_key != public:", "if False:")),
+    _hostile(SENT, "rounds", "a_round_asked_for_another_model_or_plan_is_refused", ("if answered != _task_hash(task, shared):", "if False:")),
+    _hostile(SENT, "attacks", "a_contribution_with_features_of_its_own_is_not_used_in_a_later_attempt", ("task.plan, shared)).encode()", "task.plan)).encode()")),
+)  # fmt: skip
+
+SERVER_MUTATIONS = (
+    _secagg(SERVER, "server_role", "an_advertisement_by_one_outside_the_cohort", ("if advertisement.number != number or number not in self.cohort:", "if advertisement.number != number:")),
+    _vector(SERVER, "server_advertisement_of_another", ("if advertisement.number != number or number not in self.cohort:", "if number not in self.cohort:")),
+    _vector(SERVER, "server_advertisement_altered", ('verify(signer, advertisement.signature, what, "advertise", self._hash, number, *keys)', "")),
+    _hostile(SERVER, "keys", "the_server_names_whose_key_is_of_low_order", ("require_good_key(key, what)", "pass")),
+    _hostile(SERVER, "keys", "the_server_names_whose_coin_is_another", ("require_coins(self._hash, [self._found[number]], [coin])", "")),
+    _secagg(SERVER, "server_role", "shares_of_one_who_did_not_advertise_do_not_count", (_DEALT, _DEALT.removeprefix("number not in self.first or "))),
+    _vector(SERVER, "server_shares_for_a_stranger", (_DEALT, "number not in self.first or len(holders) != self.shape.num_holders")),
+    _vector(SERVER, "server_shares_for_fewer", (_DEALT, "number not in self.first or not set(shares.recipients) <= allowed")),
+    _vector(SERVER, "server_shares_altered", ('self._verify(number, shares.signature, "shares", "share", self._hash, self._first_hash, number, *parts)', "")),
+    _vector(SERVER, "server_second_upload", (_LATE, "number not in self.second or self.third")),
+    _secagg(SERVER, "server_role", "an_upload_after_the_survivors_are_fixed_is_late", (_LATE, "number not in self.second or number in self._uploads")),
+    _vector(SERVER, "server_upload_of_int32", ("if any(piece_D.dtype != np.uint32 or piece_D.ndim != 1 for piece_D in pieces):", "if False:")),
+    _vector(SERVER, "server_upload_too_short", (_BODY, "len(upload.slots) != SLOTS_BYTES")),
+    _vector(SERVER, "server_slots_cut", (_BODY, "sum(map(len, pieces)) != self._grid.length")),
+    _vector(SERVER, "server_upload_altered", ('self._verify(number, upload.signature, "masked body", "upload", *bound)', "")),
+    _secagg(SERVER, "neighbours", "an_upload_that_masked_within_another_u2_does_not_count", ('self._verify(number, upload.masked, "masked body", "masked", *bound[:4])', "pass")),
+    _vector(SERVER, "server_confirmation_of_another", ('self._verify(number, signature, "consistency", "confirm", *bound)', "")),
+    _vector(SERVER, "server_confirmation_by_a_dropped_one", ("if number not in self.third:", "if False:")),
+    _vector(UNMASK, "server_revealed_twice", (_OWNERS, "not set(revealed.owners) <= allowed")),
+    _vector(UNMASK, "server_revealed_of_a_stranger", (_OWNERS, "len(set(revealed.owners)) < len(revealed.owners)")),
+    _secagg(UNMASK, "unmasking", "a_corrupted_share_names_its_sender_and_the_round_completes", ("if digest(kind, self.session, owner, number, share) == expected:", "if True:")),
+    _secagg(UNMASK, "unmasking", "a_complaint_about_a_dealer_is_kept", ("for dealer in set(revealed.bad_dealers) & allowed:", "for dealer in ():")),
+    _secagg(UNMASK, "unmasking", "slots_that_are_not_the_rosters_tell_of_a_malformed_contribution", ("if tuple(self.slots.tolist()) != expected:", "if False:")),
+    _secagg(UNMASK, "unmasking", "a_dealer_of_another_secret_is_named", ('if digest("seed", self.session, owner, seed) != self.sealed[owner].seed_commitment:', "if False:")),
+    _secagg(UNMASK, "unmasking", "a_dealer_of_another_secret_is_named", ("if public_key(secret) != self.mask_keys[owner]:", "if False:")),
+    _secagg(UNMASK, "unmasking", "too_many_corrupted_shares_are_too_few_good_ones", ("if len(found) < self.threshold:", "if False:")),
+)  # fmt: skip
+
+MUTATIONS = CHECK_MUTATIONS + CLIENT_MUTATIONS + PARTNER_MUTATIONS + SERVER_MUTATIONS
