@@ -31,7 +31,7 @@ def copy_source(to: Path) -> Path:
 
 
 def environment_of(copy: Path) -> dict[str, str]:
-    """The copy's source comes before what is installed, which is the repository itself; no bytecode outlives a change."""
+    """The copy's source comes before the installed one, the repository; no bytecode outlives a change."""
     return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
 
 
