@@ -201,10 +201,11 @@ def forge(
 def colluder_shares(round_: Round, entry: Advertisement, task: ShareTask) -> tuple[Shared, Shares]:
     """Returns what a colluder that sent this advertisement sends in stage 1, and what it keeps."""
     number, server = entry.number, round_.server
-    secrets = [own_secret(number, name) for name in ("mask", "channel", "coin")]
+    mask_secret, channel_secret, coin = (own_secret(number, name) for name in ("mask", "channel", "coin"))
     hashed = session_hash(round_.run_id, round_.round, round_.attempt, server.roster.hash)
     member = Member(number, identity(number), server.roster, Policy(round_.colluders, update_bound=BOUND))
-    return client_role.share(member, Advertised(hashed, *secrets, entry.to_bytes()), task, os.urandom)
+    state = Advertised(hashed, mask_secret, channel_secret, coin, entry.to_bytes())
+    return client_role.share(member, state, task, os.urandom)
 
 
 def own_secret(number: int, name: str) -> bytes:

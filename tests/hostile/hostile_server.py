@@ -127,7 +127,6 @@ class HostileServer:
 
     def ask(self, number: int, kind: str, record: RecordDict) -> RecordDict:
         """Sends a record to one ClientApp as Flower does; raises `Refused` for an error reply."""
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # a server's, who makes the message
         place: dict[str, Any] = {"partition-id": number - 1, "num-partitions": len(self.roster)}
         context = Context(1, 1 + number, place, RecordDict(), {"run-folder": str(self.root)})
         arrived, _ = over_the_wire(record)
@@ -201,6 +200,7 @@ def partners(
 
     Only the first `real` have a folder (0 = all); the others are names in the roster, whose keys the test holds.
     """
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # a server's, who makes the messages
     members = [
         Member(partner_name(place), identity(place + 1).public_key().public_bytes_raw().hex(), weight)
         for place, weight in enumerate(weights or (1.0,) * num)

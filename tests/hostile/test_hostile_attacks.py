@@ -14,7 +14,7 @@ from hostile.hostile_server import HostileServer, Refused, partners
 from common.features import dense_names
 from common.messages import QUERY_CATALOGUE, CatalogueTask, TrainingPlan, counts_hash
 from common.model.click_model import build_model
-from common.secagg.wire import ShareTask
+from common.secagg.wire import Advertisement, ShareTask
 
 ITEMS = tuple(f"i{number}" for number in range(12))
 ONE_STEP = TrainingPlan(1, "sgd", 0.1, 0.0)
@@ -99,10 +99,10 @@ def test_neighbours_that_were_refused_are_not_drawn_again(tmp_path: Path, tiny_e
         assert len(server.tell(1, crowd_task(fresh, good)).recipients) == 37
 
 
-def crowd_task(round_: Round, entries: dict[int, object]) -> ShareTask:
+def crowd_task(round_: Round, entries: dict[int, Advertisement]) -> ShareTask:
     """Returns SHARE over 101 participants, the first of whom is real."""
     for number, entry in entries.items():
-        round_.gathering._found[number] = entry  # type: ignore[assignment]
+        round_.gathering._found[number] = entry
     (tally,) = round_.gathering.tallies()
     return tally.share_task
 

@@ -43,8 +43,10 @@ from common.stage_messages import (
 
 STATES = ("advertise", "share", "mask", "confirm", "unmask")
 STAGE = "hushclick.stage"
-KINDS = (QUERY_JOIN, QUERY_STATISTICS, QUERY_CATALOGUE, TRAIN_UPDATE, QUERY_ADVERTISE, QUERY_REVEAL, QUERY_SHARE)
-KINDS += (TRAIN_MASK, QUERY_MASK, QUERY_CONFIRM, QUERY_UNMASK)
+KINDS = (
+    *(QUERY_JOIN, QUERY_STATISTICS, QUERY_CATALOGUE, TRAIN_UPDATE, QUERY_ADVERTISE, QUERY_REVEAL, QUERY_SHARE),
+    *(TRAIN_MASK, QUERY_MASK, QUERY_CONFIRM, QUERY_UNMASK),
+)
 ONE = 1  # the partner that is fuzzed
 
 scalars = st.one_of(

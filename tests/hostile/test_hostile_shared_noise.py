@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile.hostile_round import Round, refused
+from hostile.hostile_round import Round, forge, refused
 from hostile.hostile_server import HostileServer, partners
 
 from client.worker import noise_shares
-from common.errors import TooFewPartners
 from common.messages import TrainingPlan, shared_hash
+from common.stage_messages import AdvertiseTask
 
 PLAN = TrainingPlan(1, "sgd", 0.1, 0.0)
 COLLUDER = 7
@@ -27,10 +27,10 @@ def seven(tmp_path: Path, tiny_encoder: Path) -> Iterator[HostileServer]:
         yield found
 
 
-def shared_round(server: HostileServer, numbers: tuple[int, ...], attempt: int = 0) -> Round:
+def shared_round(server: HostileServer, numbers: tuple[int, ...], attempt: int = 0, round_number: int = 1) -> Round:
     config = server.worker(1).config
     shared = shared_hash(b"", config.privacy, noise_shares(config))
-    return Round(server, attempt=attempt, numbers=numbers, plan=PLAN, clip=0.0, shared=shared)
+    return Round(server, round=round_number, attempt=attempt, numbers=numbers, plan=PLAN, clip=0.0, shared=shared)
 
 
 def test_a_sum_is_that_of_the_whole_numbers(seven: HostileServer) -> None:
@@ -54,21 +54,36 @@ def test_another_noise_rate_clip_or_grid_for_one_client_is_refused(seven: Hostil
     refused(round_, 1, round_.tasks("mask")[1], "model or configuration hash is not that of the task beside it")
 
 
-def test_a_part_of_the_noise_is_in_one_sum_only(seven: HostileServer) -> None:
+@pytest.mark.parametrize("stage", ["confirm", "unmask", "after"])
+def test_a_part_of_the_noise_is_in_one_sum_only(stage: str, seven: HostileServer) -> None:
     """Two attempts that share the victim alone: its users would be in two sums with one part of noise in both, and its
     ledger knows of one. The average over sixteen attempts would hold hardly more noise than the victim's own part."""
-    first = shared_round(seven, (1, 2, 3, COLLUDER)).until("unmask")
-    first.play("unmask", silent=(1,))
-    (one_D,) = first.sums()
-    assert np.array_equal(one_D, sum(seven.contribution(number) for number in first.numbers))
-    colluders_D = seven.contribution(COLLUDER)
-    second = shared_round(seven, (1, 4, 5, 6), 1)
-    try:
-        (two_D,) = second.run()
-    except TooFewPartners:  # the victim refused, or drew and charged anew
-        assert 1 in second.refusals
-        return
-    part_D = two_D - sum(seven.contribution(number) for number in (4, 5, 6))
-    again = np.array_equal(part_D, one_D - colluders_D - sum(seven.contribution(number) for number in (2, 3)))
-    assert not again
-    assert seven.charged(1) == 2
+    first = shared_round(seven, (1, 2, 3, COLLUDER)).until("confirm")
+    for played in ("confirm", "unmask")[: ("confirm", "unmask", "after").index(stage)]:
+        first.play(played, silent=(1,) if played == "unmask" else ())
+    again = AdvertiseTask(shared_round(seven, (1, 4, 5, 6), 1).session, 1)
+    for _ in range(2):
+        refused(first, 1, again, "round 1: this partner sent its part of the noise; there is no other attempt")
+        seven.restart()
+    next_round = shared_round(seven, (1, 4, 5, 6), round_number=2)
+    assert len(next_round.run()) == 1
+    assert [seven.charged(number) for number in (1, 2, 4)] == [2, 1, 1]
+
+
+def test_an_attempt_that_ended_before_its_body_left_is_no_sum_and_may_be_tried_again(seven: HostileServer) -> None:
+    shared_round(seven, (1, 2, 3, COLLUDER)).until("mask")
+    second = shared_round(seven, (1, 2, 3, COLLUDER), 1)
+    (total_D,) = second.run()
+    assert np.array_equal(total_D, sum(seven.contribution(number) for number in second.numbers))
+
+
+def test_noise_is_not_shared_among_neighbours(tmp_path: Path, tiny_encoder: Path) -> None:
+    """With neighbours a hostile server opens sums of fewer honest parts than the ledger counts on."""
+    privacy = {"mode": "distributed", "epsilon": 100.0}
+    with partners(tmp_path, tiny_encoder, 101, real=1, privacy=privacy, least_participants=4) as server:
+        round_ = shared_round(server, tuple(range(1, 102)))
+        round_.take("advertise", 1, round_.tell(1, round_.tasks("advertise")[1]))
+        for number in range(2, 102):
+            round_.gathering._found[number] = forge(server, number, round_.session)
+        (tally,) = round_.gathering.tallies()
+        refused(round_, 1, tally.share_task, "over 100 participants: this partner shares noise among fewer only")
