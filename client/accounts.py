@@ -15,7 +15,7 @@ from common.privacy.accounting import epsilon
 from common.privacy.chain import LedgerHead
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
-from common.privacy.views import VIEWS, as_seen
+from common.privacy.views import VIEWS, View, as_seen, bounds_of
 from common.runfolder import RunFolder
 
 
@@ -39,12 +39,11 @@ class Account:
     uncommitted: int
     policy: PrivacyConfig | None
 
-    def bounds(self) -> dict[str, float]:
+    def bounds(self) -> dict[View, float]:
         """Returns the policy's bounds by who learns; none in mode "none" or without a policy."""
         if self.policy is None or self.policy.mode == "none":
             return {}
-        asked = (self.policy.epsilon, self.policy.epsilon_partner, self.policy.epsilon_broken)
-        return {view: bound for view, bound in zip(VIEWS, asked, strict=True) if bound is not None}
+        return bounds_of(self.policy)
 
     def spent(self, delta: float) -> dict[str, float]:
         """Returns the epsilon (PLD) of everything in the ledger, by who learns."""

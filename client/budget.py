@@ -10,7 +10,7 @@ from common.privacy.accounting import PrivacyStatement, epsilon, privacy_stateme
 from common.privacy.calibrate import affordable_steps
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
-from common.privacy.views import View, as_seen
+from common.privacy.views import View, as_seen, bounds_of
 
 # Rounding when a budget is written as the very epsilon that was calculated: far below the accountant's own pessimism.
 _TOLERANCE = 1e-9
@@ -53,8 +53,9 @@ class Budget:
             return self._ledger.reserve(event)
         with self._ledger.exclusive():
             spent = self._ledger.events()
-            if not self._fits(spent, event):
-                raise BudgetExhausted(self._refusal(spent, event))
+            exceeded = self._exceeded(spent, event)
+            if exceeded:
+                raise BudgetExhausted(self._refusal(spent, event, exceeded))
             return self._ledger.reserve(event)
 
     def commit(self, reservation: int) -> None:
@@ -77,11 +78,12 @@ class Budget:
             for view, bound in self._bounds.items()
         )
 
-    def _fits(self, spent: tuple[DpEvent, ...], event: DpEvent) -> bool:
-        return all(
-            self._fits_one(as_seen(spent, view), as_seen([event], view)[0], bound)
-            for view, bound in self._bounds.items()
-        )
+    def _exceeded(self, spent: tuple[DpEvent, ...], event: DpEvent) -> View | None:
+        """Returns by whose view an event would exceed the budget, or None where it fits every bound."""
+        for view, bound in self._bounds.items():
+            if not self._fits_one(as_seen(spent, view), as_seen([event], view)[0], bound):
+                return view
+        return None
 
     def _fits_one(self, spent: tuple[DpEvent, ...], event: DpEvent, bound: float) -> bool:
         if event.mechanism == "none" or any(past.mechanism == "none" for past in spent):
@@ -96,22 +98,11 @@ class Budget:
 
     @property
     def _bounds(self) -> dict[View, float]:
-        """The policy's bounds by who learns; those that are not set hold nobody."""
-        policy = self._policy
-        asked: dict[View, float | None] = {
-            "server": policy.epsilon,
-            "partner": policy.epsilon_partner,
-            "broken": policy.epsilon_broken,
-        }
-        return {view: bound * (1 + _TOLERANCE) for view, bound in asked.items() if bound is not None}
+        """The policy's bounds by who learns, with room for rounding."""
+        return {view: bound * (1 + _TOLERANCE) for view, bound in bounds_of(self._policy).items()}
 
-    def _refusal(self, spent: tuple[DpEvent, ...], event: DpEvent) -> str:
+    def _refusal(self, spent: tuple[DpEvent, ...], event: DpEvent, view: View) -> str:
         delta = self._policy.delta
-        view = next(
-            view
-            for view, bound in self._bounds.items()
-            if not self._fits_one(as_seen(spent, view), as_seen([event], view)[0], bound)
-        )
         key = "epsilon" if view == "server" else f"epsilon_{view}"
         before, after = epsilon(as_seen(spent, view), delta), epsilon(as_seen([*spent, event], view), delta)
         return (

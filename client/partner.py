@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
 from common.errors import ConfigError
+from common.noise_shares import shares_of
 from common.secagg.parameters import Policy
 
 
@@ -57,6 +58,12 @@ class PartnerConfig:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     aggregation: PartnerAggregation = field(default_factory=PartnerAggregation)
 
+    @property
+    def noise_shares(self) -> int:
+        """The parts of the noise that this partner's own policy guarantees in every sum."""
+        policy = self.aggregation
+        return shares_of(self.privacy.mode, policy.least_participants, policy.colluders)
+
     def __post_init__(self) -> None:
         if self.privacy.mode != "none" and self.privacy.noise_multiplier is None:
             raise ConfigError(
@@ -65,8 +72,7 @@ class PartnerConfig:
             )
         if self.aggregation.method == "secure" and not (self.identity and self.roster):
             raise ConfigError(f'{self.name}: identity or roster is unset; aggregation.method = "secure" needs both')
-        honest = self.aggregation.least_participants - self.aggregation.colluders
-        if self.privacy.mode == "distributed" and (self.aggregation.method == "plain" or honest < 2):
+        if self.privacy.mode == "distributed" and (self.aggregation.method == "plain" or self.noise_shares < 2):
             raise ConfigError(
                 f'{self.name}: privacy.mode = "distributed" needs aggregation.method = "secure", and'
                 f" aggregation.least_participants at least 2 over aggregation.colluders (they are"

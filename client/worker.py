@@ -29,7 +29,7 @@ from client.sent import SentFile, exclusive
 from client.training import DpStep, Randomness, require_in_bounds, train_privately
 from common.card import DataCard, load_card
 from common.clicks import read_clicks
-from common.config import ModelConfig, PrivacyConfig
+from common.config import ModelConfig
 from common.contribution import LocalDelta
 from common.errors import BudgetExhausted, ConfigError, ProtocolError
 from common.features import UserRows, count_items, featurise
@@ -53,7 +53,7 @@ from common.secagg.checks import Member
 from common.secagg.coding import Coding, encode, require_codable
 from common.secagg.graph import MOST_COMPLETE
 from common.secagg.roster import load_roster
-from common.secagg.wire import Advertisement
+from common.secagg.wire import Advertisement, SessionId
 from common.sharedstates import shared_table
 from common.stage_messages import (
     Advertised,
@@ -134,7 +134,8 @@ class Worker:
         self._require_plain()
         self._check(task)
         with self._alone():
-            return TrainReply(task.round, LocalDelta(self._contribution(task), task.weight))
+            update_D = self._contribution(task, self._shared_hash())
+            return TrainReply(task.round, LocalDelta(update_D, task.weight))
 
     def prepare(self, task: Ahead) -> Ahead:
         """Returns the answer to a stage before MASK, of this round or of the next.
@@ -165,17 +166,18 @@ class Worker:
         _require_one_task(task, work, whole_numbers=self.config.privacy.mode == "distributed")
         coding = Coding(task.bits, task.clip)
         with self._alone():
-            opened = self._secure.open(task, *work.hashes(self._shared_hash()))
+            shared = self._shared_hash()
+            opened = self._secure.open(task, *work.hashes(shared))
             value_D: NDArray[Any]
             if isinstance(work, StatisticsTask):
                 key, value_D = bytes(32), self._item_counts(work).astype(np.int64).reshape(-1)
             else:
                 self._check(work)
-                key, value_D = self._randomness(work.round).rounding_key, self._contribution(work)
+                key, value_D = self._randomness(work.round).rounding_key, self._contribution(work, shared)
             if self.config.privacy.mode == "none":
                 require_codable(value_D, task.weight, coding)
-            shared = self.config.privacy.mode == "distributed"
-            return self._secure.upload(opened, encode(value_D, task.weight, coding, key), once=shared)
+            once = self.config.privacy.mode == "distributed"
+            return self._secure.upload(opened, encode(value_D, task.weight, coding, key), once=once)
 
     def confirm(self, task: ConfirmTask) -> Confirmation:
         """Returns this partner's signature over the survivors."""
@@ -202,15 +204,9 @@ class Worker:
         if task.local_steps == 0 or sent.last_round == session.round:  # nothing to pay, or paid already
             return
         self._require_steps(task.local_steps)
-        event = training_event(
-            self.config.privacy, session.run_id, session.round, session.attempt, task.local_steps, self._shares
-        )
+        event = training_event(self.config, session, task.local_steps)
         if self._budget.affordable_rounds(event) == 0:
             raise BudgetExhausted(f"round {session.round}: {task.local_steps} more steps do not fit the budget")
-
-    @property
-    def _shares(self) -> int:
-        return noise_shares(self.config)
 
     def _require_complete(self, task: ShareTask) -> None:
         """With neighbours a hostile server can open smaller sums than this partner's part of the noise is sized for."""
@@ -230,19 +226,17 @@ class Worker:
         with self._training, exclusive(Path(self.config.state)):
             yield
 
-    def _contribution(self, task: TrainTask) -> NDArray[Any]:
+    def _contribution(self, task: TrainTask, shared: bytes) -> NDArray[Any]:
         """Returns the update of this round: what was sent before, or a reserved, trained and persisted new one."""
         sent = SentFile(Path(self.config.state), task.run_id)
-        earlier_D = sent.reuse(task, self._shared_hash())
-        return self._new_contribution(task, sent) if earlier_D is None else earlier_D
+        earlier_D = sent.reuse(task, shared)
+        return self._new_contribution(task, shared, sent) if earlier_D is None else earlier_D
 
-    def _new_contribution(self, task: TrainTask, sent: SentFile) -> NDArray[Any]:
-        event = training_event(
-            self.config.privacy, task.run_id, task.round, task.attempt, task.plan.local_steps, self._shares
-        )
-        reservation = self._budget.reserve(event)
+    def _new_contribution(self, task: TrainTask, shared: bytes, sent: SentFile) -> NDArray[Any]:
+        session = SessionId(task.run_id, task.round, task.attempt)
+        reservation = self._budget.reserve(training_event(self.config, session, task.plan.local_steps))
         update_D = self._train(task)
-        sent.keep(task, self._shared_hash(), update_D)
+        sent.keep(task, shared, update_D)
         self._budget.commit(reservation)
         return update_D
 
@@ -276,7 +270,7 @@ class Worker:
         step = SharedStep(
             sampling_rate=privacy.sampling_rate,
             noise_multiplier=privacy.noise_multiplier or 0.0,
-            shares=self._shares,
+            shares=self.config.noise_shares,
             clip=privacy.clip,
             grid=2**privacy.grid_bits,
             max_rows=privacy.max_impressions_per_user,
@@ -324,7 +318,9 @@ class Worker:
 
     def _shared_hash(self) -> bytes:
         counts = self._known_counts()
-        return shared_hash(b"" if counts is None else counts_hash(counts), self.config.privacy, self._shares)
+        return shared_hash(
+            b"" if counts is None else counts_hash(counts), self.config.privacy, self.config.noise_shares
+        )
 
     def _model(self) -> ClickModel:
         return thread_model(self.config.model, self._pretrained.width, 2 if self._has_purchases else 1)
@@ -376,39 +372,27 @@ def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask, whole_nu
         raise ProtocolError("run, round, attempt, weight, length or update_bound differ between masking and work")
 
 
-def noise_shares(config: PartnerConfig) -> int:
-    """Returns how many honest partners' parts make up the noise: 1 where a partner adds the whole.
-
-    No sum comes out over fewer than `least_participants`, which is this partner's own policy, and at most `colluders`
-    of them know their own parts, which then hide nothing from them.
-    """
-    aggregation = config.aggregation
-    return aggregation.least_participants - aggregation.colluders if config.privacy.mode == "distributed" else 1
-
-
 _MECHANISMS: dict[str, Mechanism] = {"local": "poisson_gaussian", "distributed": "poisson_skellam", "none": "none"}
 
 
-def training_event(
-    privacy: PrivacyConfig, run_id: str, round_number: int, attempt: int, steps: int, shares: int = 1
-) -> DpEvent:
+def training_event(config: PartnerConfig, session: SessionId, steps: int) -> DpEvent:
     """Returns the facts of one round of training under a partner's own privacy configuration."""
-    private = privacy.mode != "none"
+    privacy = config.privacy
     return DpEvent(
-        run_id=run_id,
-        round=round_number,
-        attempt=attempt,
+        run_id=session.run_id,
+        round=session.round,
+        attempt=session.attempt,
         purpose="training",
         mechanism=_MECHANISMS[privacy.mode],
         unit=privacy.unit,
         adjacency="add_remove",
-        noise_multiplier=(privacy.noise_multiplier or 0.0) if private else 0.0,
+        noise_multiplier=(privacy.noise_multiplier or 0.0) if privacy.mode != "none" else 0.0,
         sampling_rate=privacy.sampling_rate,
         steps=steps,
         clip=privacy.clip,
         fixed_seed=privacy.fixed_seed is not None,
         mode=privacy.mode,
-        shares=shares,
+        shares=config.noise_shares,
     )
 
 

@@ -22,9 +22,9 @@ from common.contribution import LocalDelta, NoisedStep, RunningSum
 from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
 from common.messages import TRAIN_UPDATE, TrainingPlan, TrainTask, counts_hash, shared_hash
 from common.model.click_model import ClickModel, build_model
+from common.noise_shares import noise_shares
 from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder, write_json
-from common.secagg.parameters import noise_shares
 from common.secagg.roster import load_roster
 from common.vector import layout_fingerprint, read_vector, write_vector
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from common.config import Config, load_config
 from common.errors import ConfigError
+from common.noise_shares import noise_shares
 from common.privacy.accountants import prv_error
 from common.privacy.accounting import AGREEMENT, composed_epsilon, rounded_up
-from common.privacy.events import DpEvent
 from common.privacy.plan import (
     NEAR_THE_BEST,
     Choice,
@@ -31,9 +31,9 @@ from common.privacy.plan import (
     sgd_clamp_probability,
     wrap_probability,
 )
-from common.privacy.views import VIEWS, noise_seen
+from common.privacy.views import VIEWS, bounds_of, noise_left
 from common.runfolder import RunFolder, jsonable, write_json
-from common.secagg.parameters import RING, noise_shares
+from common.secagg.parameters import RING
 from simulations.budget_plot import write_budget_plot
 from simulations.sizes import busiest, declared_users, trained_parameters
 
@@ -147,9 +147,8 @@ def _in_full(config: Config, choice: Choice, second_opinion: bool) -> dict[str, 
     """Returns one choice with what each adversary learns, and the second accountant's epsilon where it is wanted."""
     privacy = config.privacy
     found: dict[str, Any] = asdict(choice) | {"clip": privacy.clip, "views": _views(config, choice)}
-    bounds = {"server": privacy.epsilon, "partner": privacy.epsilon_partner, "broken": privacy.epsilon_broken}
     found["over_bound"] = [
-        view for view, bound in bounds.items() if bound is not None and found["views"][view] > bound * (1 + 1e-9)
+        view for view, bound in bounds_of(privacy).items() if found["views"][view] > bound * (1 + 1e-9)
     ]
     if second_opinion:
         composition = ((choice.sampling_rate, choice.noise_multiplier, choice.steps),)
@@ -162,27 +161,12 @@ def _in_full(config: Config, choice: Choice, second_opinion: bool) -> dict[str, 
 
 def _views(config: Config, choice: Choice) -> dict[str, float]:
     """Returns the epsilon of the whole run by who learns."""
-    shared = config.privacy.mode == "distributed"
-    release = DpEvent(
-        run_id="plan",
-        round=1,
-        attempt=0,
-        purpose="training",
-        mechanism="poisson_skellam" if shared else "poisson_gaussian",
-        unit=config.privacy.unit,
-        adjacency="add_remove",
-        noise_multiplier=choice.noise_multiplier,
-        sampling_rate=choice.sampling_rate,
-        steps=1,
-        clip=config.privacy.clip,
-        fixed_seed=False,
-        mode="distributed" if shared else "local",
-        shares=noise_shares(config),
-    )
-    seen = {view: noise_seen(release, view) for view in VIEWS}
+    rate, steps, shares = choice.sampling_rate, choice.steps, noise_shares(config)
     return {
-        view: composed_epsilon(((choice.sampling_rate, noise, choice.steps),), config.privacy.delta)
-        for view, noise in seen.items()
+        view: composed_epsilon(
+            ((rate, noise_left(choice.noise_multiplier, shares, view), steps),), config.privacy.delta
+        )
+        for view in VIEWS
     }
 
 

@@ -17,9 +17,10 @@ from client.partner import PartnerAggregation, PartnerConfig, dump_partner
 from common.card import canonical_card
 from common.clicks import write_clicks
 from common.config import Config, dump_config, read_toml, to_table
+from common.noise_shares import least_in_a_sum
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
-from common.secagg.parameters import LEAST_PARTICIPANTS, least_in_a_sum
+from common.secagg.parameters import LEAST_PARTICIPANTS
 from common.secagg.roster import Member, Roster, dump_roster
 from common.textstates import TextStates, default_cache_dir
 from simulations.partners import PartnerLogs, build_partners, write_central

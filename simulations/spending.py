@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from client.worker import training_event
 from common.config import Config
 from common.errors import LedgerError
-from common.privacy.accounting import epsilon, privacy_statement
+from common.noise_shares import noise_shares
+from common.privacy.accounting import composed_epsilon, epsilon, privacy_statement
 from common.privacy.calibrate import calibrate_noise
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder, partner_name
-from common.secagg.parameters import noise_shares
 from simulations.sizes import busiest
 
 ASSUMPTION = (
@@ -62,12 +61,8 @@ def planned_epsilon(config: Config, rounds: int) -> float | None:
         return None
     if taken == 0:
         return 0.0
-    return epsilon([_planned(config, round_number) for round_number in range(1, taken + 1)], privacy.delta)
-
-
-def _planned(config: Config, round_number: int) -> DpEvent:
-    shares = noise_shares(config)
-    return training_event(config.privacy, "plan", round_number, 0, config.round.local_steps, shares)
+    steps = taken * config.round.local_steps
+    return composed_epsilon(((privacy.sampling_rate, privacy.noise_multiplier, steps),), privacy.delta)
 
 
 def read_ledgers(config: Config, folder: RunFolder) -> dict[str, list[DpEvent]]:

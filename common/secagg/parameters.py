@@ -5,7 +5,6 @@ Legend: n participants (|U1|), c colluders, t threshold.
 
 from dataclasses import dataclass
 
-from common.config import Config
 from common.errors import ProtocolError
 from common.secagg.graph import MOST_COMPLETE, neighbourhood
 
@@ -84,18 +83,6 @@ def shape(num_participants: int, colluders: int) -> Shape:
         return Shape(num_participants, majority(num_participants, colluders), survivors, complete=True)
     found = neighbourhood(num_participants, colluders)
     return Shape(found.size + 1, found.threshold, survivors, complete=False)
-
-
-def least_in_a_sum(config: Config) -> int:
-    """Returns the fewest contributions that a sum of this run can have, a full cohort having begun the round."""
-    cohort = config.round.partners_per_round or config.data.partners
-    return max(shape(cohort, config.aggregation.colluders).least_survivors, config.aggregation.min_partners)
-
-
-def noise_shares(config: Config) -> int:
-    """Returns how many honest partners' parts make up the noise of a sum: 1 where each adds the whole."""
-    shared = config.privacy.mode == "distributed"
-    return least_in_a_sum(config) - config.aggregation.colluders if shared else 1
 
 
 def bits_for(num_participants: int) -> int:

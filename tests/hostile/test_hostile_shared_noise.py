@@ -11,7 +11,6 @@ import pytest
 from hostile.hostile_round import Round, forge, refused
 from hostile.hostile_server import HostileServer, partners
 
-from client.worker import noise_shares
 from common.messages import TrainingPlan, shared_hash
 from common.stage_messages import AdvertiseTask
 
@@ -29,7 +28,7 @@ def seven(tmp_path: Path, tiny_encoder: Path) -> Iterator[HostileServer]:
 
 def shared_round(server: HostileServer, numbers: tuple[int, ...], attempt: int = 0, round_number: int = 1) -> Round:
     config = server.worker(1).config
-    shared = shared_hash(b"", config.privacy, noise_shares(config))
+    shared = shared_hash(b"", config.privacy, config.noise_shares)
     return Round(server, round=round_number, attempt=attempt, numbers=numbers, plan=PLAN, clip=0.0, shared=shared)
 
 

@@ -345,7 +345,7 @@ def test_an_attacker_pays_its_budget_like_anybody(tiny_encoder: Path, tmp_path: 
 def test_nan_is_all_nan(tiny_encoder: Path, tmp_path: Path) -> None:
     attacker = attacking(partner(tmp_path, tiny_encoder), "nan")
     task = task_for(attacker)
-    assert np.isnan(attacker._contribution(task)).all()
+    assert np.isnan(attacker._contribution(task, attacker._shared_hash())).all()
 
 
 @pytest.mark.parametrize("purchases", [False, True])
