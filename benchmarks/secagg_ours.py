@@ -29,7 +29,7 @@ from common.secagg.roster import Member as RosterMember
 from common.secagg.roster import Roster
 from common.secagg.server_role import Gathering, Grid, Tally
 from common.secagg.states import Advertised, Masked, Shared
-from common.secagg.wire import ConfirmTask, MaskTask, SessionId, UnmaskTask, Upload, concatenated
+from common.secagg.wire import ConfirmTask, MaskTask, SessionId, UnmaskTask, Upload
 from common.stage_messages import Advertised as AdvertisedMessage
 from common.stage_messages import Confirmation, stage_record, upload_record
 
@@ -187,7 +187,7 @@ class _Others:
             if number != self._number:
                 _, signatures[number] = client_steps.confirm(self._peers[number], unconfirmed, self._task)
         signers = tuple(sorted(signatures))[: self._tally.shape.threshold]
-        confirmations = concatenated([signatures[signer] for signer in signers])
+        confirmations = b"".join([signatures[signer] for signer in signers])
         return UnmaskTask(_SESSION, signers, confirmations, masked=b"")  # everyone holds a share of everyone
 
 

@@ -52,7 +52,7 @@ def group_of(member: Member, state: Advertised, task: ShareTask, first: list[Adv
     if state.revealed != revealed_for(state.session, task.cohort, task.advertisements, task.num_groups):
         raise ProtocolError("groups over another cohort, U1 or number of groups than the coin was revealed for")
     for advertisement in first:  # a coin counts only where its commitment is signed
-        check_signature(member, state.session, advertisement)
+        check_signature(member.roster, state.session, advertisement)
     coins = parts_of(task.coins, KEY_BYTES, "coins", len(first))
     require_coins(state.session, first, coins)
     group = set(own_group(first_hash, [a.number for a in first], coins, task.num_groups, member.number))
@@ -81,12 +81,12 @@ def checked_shape(member: Member, num_participants: int, threshold: int) -> Shap
     return found
 
 
-def check_signature(member: Member, session: bytes, advertisement: Advertisement) -> None:
+def check_signature(roster: Roster, session: bytes, advertisement: Advertisement) -> None:
     """Checks that an advertisement is of this session and by the roster's key of its number."""
     number = advertisement.number
-    what = f"advertisement of {member.roster.member(number).name}"
+    what = f"advertisement of {roster.member(number).name}"
     keys = advertisement.mask_key, advertisement.channel_key, advertisement.coin
-    verify(member.roster.public_key(number), advertisement.signature, what, "advertise", session, number, *keys)
+    verify(roster.public_key(number), advertisement.signature, what, "advertise", session, number, *keys)
 
 
 def check_grid(member: Member, task: MaskTask, num_participants: int) -> None:

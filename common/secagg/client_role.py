@@ -27,6 +27,7 @@ from common.secagg.checks import (
     peers_of,
     revealed_for,
 )
+from common.secagg.commitments import commit_seed, commitment
 from common.secagg.graph import choose
 from common.secagg.grouping import commit_coin
 from common.secagg.keys import (
@@ -68,7 +69,6 @@ from common.secagg.wire import (
     UnmaskTask,
     Upload,
     advertisements_of,
-    concatenated,
     parts_of,
 )
 
@@ -101,12 +101,12 @@ def share(member: Member, state: Advertised, task: ShareTask, random: Random) ->
     numbers = tuple(advertisement.number for advertisement in first)
     own_shape = checked_shape(member, len(numbers), task.threshold)
     for advertisement in first if own_shape.complete else ():
-        check_signature(member, state.session, advertisement)
+        check_signature(member.roster, state.session, advertisement)
     # U1 is fixed: only now are neighbours drawn, so that nobody can choose them.
     chosen = set(choose(numbers, member.number, own_shape.num_holders - 1, random))
     recipients = [advertisement for advertisement in first if advertisement.number in chosen]
     for advertisement in () if own_shape.complete else recipients:
-        check_signature(member, state.session, advertisement)
+        check_signature(member.roster, state.session, advertisement)
     holders = tuple(sorted(chosen | {member.number}))
     seed = random(KEY_BYTES)
     pairs = [
@@ -117,7 +117,7 @@ def share(member: Member, state: Advertised, task: ShareTask, random: Random) ->
             strict=True,
         )
     ]
-    blob = concatenated([advertisement.to_bytes() for advertisement in first])
+    blob = b"".join([advertisement.to_bytes() for advertisement in first])
     own_shares = pairs[holders.index(member.number)]
     after = Shared(
         state.session,
@@ -148,7 +148,7 @@ def _sealed(member: Member, state: Shared, recipients: list[Advertisement], pair
     ]
     numbers = tuple(advertisement.number for advertisement in recipients)
     seed_commitment = commit_seed(state.session, member.number, state.seed)
-    parts = pack_numbers(numbers), concatenated(boxes), concatenated(commitments), seed_commitment
+    parts = pack_numbers(numbers), b"".join(boxes), b"".join(commitments), seed_commitment
     signature = sign(member.identity, "share", state.session, first_hash, member.number, *parts)
     return Shares(numbers, parts[1], parts[2], seed_commitment, signature)
 
@@ -167,7 +167,7 @@ def open_boxes(member: Member, state: Shared, task: MaskTask) -> Opened:
     check_second(member, task.second, first, own_shape)
     peers = peers_of(member, state, task, own_shape)
     for number in peers if not own_shape.complete else ():
-        check_signature(member, state.session, first[number])
+        check_signature(member.roster, state.session, first[number])
     held, bad = _open_all(member, state, task, first)
     context = context_hash(
         state.session,
@@ -282,7 +282,7 @@ def unmask(member: Member, state: Masked, task: UnmaskTask) -> Revealed:
         state.held[owner][: shamir.SHARE_BYTES] if owner in alive else state.held[owner][shamir.SHARE_BYTES :]
         for owner in owners
     ]
-    return Revealed(owners, concatenated(shares), state.bad_dealers)
+    return Revealed(owners, b"".join(shares), state.bad_dealers)
 
 
 def _check_masked(member: Member, state: Masked, survivors: list[int], blob: bytes) -> None:
@@ -297,17 +297,6 @@ def _check_masked(member: Member, state: Masked, survivors: list[int], blob: byt
         what = f"masked body of {member.roster.member(owner).name}"
         bound = state.context, state.first_hash, second, owner
         verify(member.roster.public_key(owner), signature, what, "masked", *bound)
-
-
-def commitment(session: bytes, owner: int, holder: int, pair: bytes) -> bytes:
-    """Returns the commitments to a holder's share of b and of s, 64 bytes; shares are uniform, so these hide them."""
-    part_b, part_s = pair[: shamir.SHARE_BYTES], pair[shamir.SHARE_BYTES :]
-    return digest("share b", session, owner, holder, part_b) + digest("share s", session, owner, holder, part_s)
-
-
-def commit_seed(session: bytes, owner: int, seed: bytes) -> bytes:
-    """Returns the commitment to an owner's self-mask seed."""
-    return digest("seed", session, owner, seed)
 
 
 def _confirmed(state: Masked, survivors: tuple[int, ...]) -> tuple[bytes, bytes, bytes, bytes]:

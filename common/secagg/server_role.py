@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError, TooFewPartners
+from common.secagg.checks import check_signature
 from common.secagg.coding import Coding
 from common.secagg.grouping import draw_groups, require_coins
 from common.secagg.keys import KEY_BYTES, require_good_key, verify
@@ -35,7 +36,6 @@ from common.secagg.wire import (
     ShareTask,
     UnmaskTask,
     Upload,
-    concatenated,
     parts_of,
 )
 
@@ -81,11 +81,9 @@ class Gathering:
         """Takes one participant's advertisement; raises `ProtocolError` for one that peers would refuse."""
         if advertisement.number != number or number not in self.cohort:
             raise ProtocolError(f"an advertisement of participant {advertisement.number} from participant {number}")
-        keys = advertisement.mask_key, advertisement.channel_key, advertisement.coin
-        signer, what = self._roster.public_key(number), f"advertisement of {self._roster.member(number).name}"
-        verify(signer, advertisement.signature, what, "advertise", self._hash, number, *keys)
+        check_signature(self._roster, self._hash, advertisement)
         for key in (advertisement.mask_key, advertisement.channel_key):
-            require_good_key(key, what)
+            require_good_key(key, f"advertisement of {self._roster.member(number).name}")
         self._found[number] = advertisement
 
     @property
@@ -129,7 +127,7 @@ class Gathering:
         found = []
         for group in draw_groups(first_hash, numbers, coins, self._num_groups):
             members = [self._found[number] for number in group]
-            task = self._share_task(members, concatenated(coins))
+            task = self._share_task(members, b"".join(coins))
             found.append(Tally(self._roster, self.session, self.cohort, members, task, self._colluders))
         return found
 
@@ -186,19 +184,19 @@ class Tally:
         """Raises `TooFewPartners` when fewer sent shares than a sum needs."""
         self._require(len(self._sealed), "sent shares")
 
-    def fix_second(self, grid: Grid, clip_weights: Mapping[int, float]) -> None:
+    def fix_second(self, grid: Grid, weights: Mapping[int, float]) -> None:
         """Fixes U2 and the round's context.
 
         Args:
             grid: of the contributions to come.
-            clip_weights: participant -> public weight.
+            weights: participant -> public weight.
 
         Raises:
             TooFewPartners: when fewer sent shares than a sum needs.
         """
         self.require_shares()
         self.second = tuple(sorted(self._sealed))
-        self._grid, self._weights = grid, clip_weights
+        self._grid, self._weights = grid, weights
         self._second_hash = participants_hash("second", self._hash, pack_numbers(self.second))
         self.context = context_hash(
             *(self._hash, self._cohort, self._first_hash, grid.model_hash, grid.config_hash),
@@ -214,8 +212,8 @@ class Tally:
             self.session,
             self.second,
             senders,
-            concatenated([self._sealed[sender].boxes[number] for sender in senders]),
-            concatenated([self._sealed[sender].commitments[number] for sender in senders]),
+            b"".join([self._sealed[sender].boxes[number] for sender in senders]),
+            b"".join([self._sealed[sender].commitments[number] for sender in senders]),
             RING,
             self._grid.length,
             self._grid.bits,
@@ -290,8 +288,8 @@ class Tally:
         return UnmaskTask(
             self.session,
             signers,
-            concatenated([self._signatures[signer] for signer in signers]),
-            concatenated([self._uploads[owner] for owner in others]),
+            b"".join([self._signatures[signer] for signer in signers]),
+            b"".join([self._uploads[owner] for owner in others]),
         )
 
     def _survivors_held(self, number: int) -> tuple[int, ...]:
@@ -338,4 +336,4 @@ def _shape(num_participants: int, num_asked: int, colluders: int) -> Shape:
 
 
 def _blob(first: Sequence[Advertisement]) -> bytes:
-    return concatenated([advertisement.to_bytes() for advertisement in first])
+    return b"".join([advertisement.to_bytes() for advertisement in first])

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from common.errors import ProtocolError, TooFewPartners
 from common.secagg import shamir
 from common.secagg.coding import Coding
+from common.secagg.commitments import commit_seed, commit_share
 from common.secagg.keys import load_secret, public_key
 from common.secagg.masking import Masker, MaskKeys, mask_slots, pair_mask, self_mask
-from common.secagg.transcript import HASH_BYTES, digest
+from common.secagg.transcript import HASH_BYTES
 from common.secagg.wire import Revealed, parts_of
 
 _MASKS_AT_A_TIME = 256  # keystreams that are open at once
@@ -73,9 +74,9 @@ class Unmasking:
         for owner, share in zip(revealed.owners, shares, strict=True):
             if len(self.shares.get(owner, ())) >= self.threshold:
                 continue  # enough of this one; what is not used is not checked either
-            kind, promised = ("share b", 0) if owner in alive else ("share s", HASH_BYTES)
-            expected = self.sealed[owner].commitments[number][promised : promised + HASH_BYTES]
-            if digest(kind, self.session, owner, number, share) == expected:
+            promised = self.sealed[owner].commitments[number]
+            expected = promised[:HASH_BYTES] if owner in alive else promised[HASH_BYTES:]
+            if commit_share(self.session, owner, number, share, of_seed=owner in alive) == expected:
                 self.shares.setdefault(owner, {})[number] = share
             else:
                 self.faults[number] = "it revealed a share that its dealer had not committed to"
@@ -107,7 +108,7 @@ class Unmasking:
         alive = set(self.third)
         for owner in self.third:
             seed = self._secret(owner)
-            if digest("seed", self.session, owner, seed) != self.sealed[owner].seed_commitment:
+            if commit_seed(self.session, owner, seed) != self.sealed[owner].seed_commitment:
                 raise ProtocolError(f"participant {owner}: its shares do not give the seed that it committed to")
             mask = self_mask(seed, self.context, owner)
             yield MaskKeys(mask.body, mask.slots, subtract=True)

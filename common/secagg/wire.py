@@ -12,7 +12,6 @@
 Blobs are concatenations of parts of fixed size, so that their length tells the number of parts and nothing else.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.errors import ProtocolError
@@ -224,8 +223,3 @@ class Revealed:
     owners: tuple[int, ...]
     shares: bytes = field(repr=False)
     bad_dealers: tuple[int, ...] = ()
-
-
-def concatenated(parts: Sequence[bytes]) -> bytes:
-    """Returns the parts one after the other."""
-    return b"".join(parts)

@@ -21,7 +21,6 @@ from common.secagg.wire import (
     Advertisement,
     ShareTask,
     advertisements_of,
-    concatenated,
     parts_of,
 )
 
@@ -63,7 +62,7 @@ def _case(
 
 
 def _with(task: ShareTask, *advertisements: Advertisement, **changes: Any) -> ShareTask:
-    return replace(task, advertisements=concatenated([each.to_bytes() for each in advertisements]), **changes)
+    return replace(task, advertisements=b"".join([each.to_bytes() for each in advertisements]), **changes)
 
 
 def _signed(played: Play, advertisement: Advertisement, identity: Ed25519PrivateKey) -> Advertisement:
@@ -230,7 +229,7 @@ def _box_cases(played: Play) -> dict[str, dict[str, Any]]:
     (old, *_) = parts_of(other.steps["mask"][1].task.boxes, BOX_BYTES, "boxes")
 
     def mask(refused_by: str, text: str, *parts: bytes) -> dict[str, Any]:
-        return _case("mask", refused_by, text, mask=replace(task, boxes=concatenated(parts)))
+        return _case("mask", refused_by, text, mask=replace(task, boxes=b"".join(parts)))
 
     closed = "box from birch: does not open"
     return {
@@ -272,7 +271,7 @@ def _unmask_cases(played: Play) -> dict[str, dict[str, Any]]:
     uploads = [played.steps["mask"][number].reply.signature for number in task.signers]
 
     def unmask(refused_by: str, text: str, *parts: bytes, skips: Any = (), **changes: Any) -> dict[str, Any]:
-        message = replace(task, signatures=concatenated(parts or signatures), **changes)
+        message = replace(task, signatures=b"".join(parts or signatures), **changes)
         return _case("unmask", refused_by, text, skips=skips, unmask=message)
 
     consistency = "consistency of birch: its signature is not"
@@ -332,4 +331,4 @@ def _split_cases(played: Play) -> dict[str, dict[str, Any]]:
 
 
 def _signatures(played: Play, signers: tuple[int, ...]) -> bytes:
-    return concatenated([played.steps["confirm"][signer].reply for signer in signers])
+    return b"".join([played.steps["confirm"][signer].reply for signer in signers])

@@ -13,7 +13,7 @@ from common.errors import ProtocolError
 from common.secagg import client_role as client
 from common.secagg.keys import sign
 from common.secagg.server_role import Gathering, Tally
-from common.secagg.wire import ConfirmTask, RevealTask, ShareTask, concatenated
+from common.secagg.wire import ConfirmTask, RevealTask, ShareTask
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_groups_are_drawn_for_what_the_coin_was_revealed_for(groups: Groups) -> 
     first = groups.server.first
     tasks = [
         replace(groups.share_task, num_groups=3),
-        replace(groups.share_task, advertisements=concatenated([a.to_bytes() for a in first[:7]])),
+        replace(groups.share_task, advertisements=b"".join([a.to_bytes() for a in first[:7]])),
         replace(groups.share_task, cohort=tuple(range(1, 10))),
     ]
     for task in tasks:
@@ -192,7 +192,7 @@ def test_a_coin_counts_only_where_its_commitment_is_signed(groups: Groups) -> No
     """A server that swaps in coins of its own for a stranger's advertisement is found by its signature."""
     first = groups.server.first
     unsigned = replace(first[7], signature=bytes(64))
-    blob = concatenated([a.to_bytes() for a in (*first[:7], unsigned)])
+    blob = b"".join([a.to_bytes() for a in (*first[:7], unsigned)])
     state, _ = client.reveal(groups.members[1], groups.states[1], replace(groups.task, advertisements=blob))
     with pytest.raises(ProtocolError, match="advertisement of hazel: its signature"):
         client.share(groups.members[1], state, replace(groups.share_task, advertisements=blob), groups.source)
@@ -205,7 +205,7 @@ def test_a_group_is_held_against_the_policy_and_not_the_whole_of_u1(groups: Grou
 
 
 def test_a_coin_is_not_revealed_to_a_u1_without_oneself(groups: Groups) -> None:
-    blob = concatenated([a.to_bytes() for a in groups.server.first[1:]])
+    blob = b"".join([a.to_bytes() for a in groups.server.first[1:]])
     with pytest.raises(ProtocolError, match="own advertisement is missing or replaced"):
         client.reveal(groups.members[1], groups.states[1], replace(groups.task, advertisements=blob))
 
@@ -227,4 +227,4 @@ def test_a_confirmation_of_another_label_does_not_count(played: Play) -> None:
         for number in task.signers
     ]
     with pytest.raises(ProtocolError, match="consistency of alder: its signature"):
-        client.unmask(played.members[1], state, replace(task, signatures=concatenated(forged)))
+        client.unmask(played.members[1], state, replace(task, signatures=b"".join(forged)))

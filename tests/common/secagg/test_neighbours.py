@@ -16,7 +16,7 @@ from common.secagg.keys import sign
 from common.secagg.masking import Masker, MaskKeys, self_mask
 from common.secagg.states import Opened
 from common.secagg.transcript import digest
-from common.secagg.wire import MaskTask, advertisements_of, concatenated
+from common.secagg.wire import MaskTask, advertisements_of
 
 NUM, VICTIM = 110, 7
 
@@ -93,7 +93,7 @@ def test_signatures_of_peers_are_checked_before_masking_with_them(shared: Play) 
     stranger = next(sender for sender in task.senders if sender not in state.holders)
     first = advertisements_of(state.first)
     swapped = [replace(each, coin=bytes(32)) if each.number == stranger else each for each in first]
-    doubtful = replace(state, first=concatenated([each.to_bytes() for each in swapped]))
+    doubtful = replace(state, first=b"".join([each.to_bytes() for each in swapped]))
     client.open_boxes(played.members[VICTIM], state, task)
     name = played.cast.roster.member(stranger).name
     with pytest.raises(ProtocolError, match=f"advertisement of {name}: its signature"):
@@ -105,7 +105,7 @@ def test_signatures_of_the_chosen_are_checked_before_sharing_with_them(shared: P
     state, task = shared.steps["advertise"][VICTIM].after, shared.tally.share_task
     first = advertisements_of(task.advertisements)
     unsigned = [each if each.number == VICTIM else replace(each, signature=bytes(64)) for each in first]
-    blob = concatenated([each.to_bytes() for each in unsigned])
+    blob = b"".join([each.to_bytes() for each in unsigned])
     with pytest.raises(ProtocolError, match=r"advertisement of p\d+: its signature"):
         client.share(shared.members[VICTIM], state, replace(task, advertisements=blob), Source("unsigned"))
 

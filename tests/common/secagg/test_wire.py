@@ -10,7 +10,6 @@ from common.secagg.wire import (
     Advertisement,
     Revealed,
     advertisements_of,
-    concatenated,
     parts_of,
 )
 
@@ -38,7 +37,7 @@ def test_advertisements_of_another_length(length: int) -> None:
 
 def test_a_blob_of_advertisements() -> None:
     other = Advertisement(3, *(bytes(32),) * 3, bytes(64))
-    assert advertisements_of(concatenated([ONE.to_bytes(), other.to_bytes()])) == [ONE, other]
+    assert advertisements_of(b"".join([ONE.to_bytes(), other.to_bytes()])) == [ONE, other]
     assert advertisements_of(b"") == []
     with pytest.raises(ProtocolError, match="advertisements: 165 bytes, expected whole parts of 164 bytes"):
         advertisements_of(bytes(165))
