@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.partner import load_partner
+from client.partner import PartnerConfig, load_partner
 from client.worker import Worker
 from common.errors import BudgetExhausted, HushclickError, ProtocolError
 from common.messages import BUDGET_EXHAUSTED, REFUSED, CatalogueTask, JoinTask, StatisticsTask, TrainTask
@@ -43,9 +43,18 @@ _workers_lock = threading.Lock()
 
 def worker_at(folder: Path) -> Worker:
     """Returns the worker of the partner whose `partner.toml` is in this folder; one per process."""
+    return _worker(folder, Worker)
+
+
+def place_worker(folder: Path, make: Callable[[PartnerConfig], Worker]) -> None:
+    """Makes the worker of a partner another one than `Worker`, where there is none yet (simulated attackers)."""
+    _worker(folder, make)
+
+
+def _worker(folder: Path, make: Callable[[PartnerConfig], Worker]) -> Worker:
     with _workers_lock:
         if folder not in _workers:
-            _workers[folder] = Worker(load_partner(folder / "partner.toml"))
+            _workers[folder] = make(load_partner(folder / "partner.toml"))
         return _workers[folder]
 
 
@@ -89,41 +98,31 @@ def update(message: Message, context: Context) -> Message:
 @app.query("advertise")
 def advertise(message: Message, context: Context) -> Message:
     """Stage 0 of secure aggregation: gives fresh keys."""
-    return _answer(message, context, lambda worker, body: stage_record(worker.prepare(stage_of(AdvertiseTask, body))))
+    return _prepare(message, context, AdvertiseTask)
 
 
 @app.query("reveal")
 def reveal(message: Message, context: Context) -> Message:
     """Stage 0b: gives the coin."""
-    return _answer(message, context, lambda worker, body: stage_record(worker.prepare(stage_of(RevealTask, body))))
+    return _prepare(message, context, RevealTask)
 
 
 @app.query("share")
 def share(message: Message, context: Context) -> Message:
     """Stage 1: gives sealed shares."""
-    return _answer(message, context, lambda worker, body: stage_record(worker.prepare(stage_of(ShareTask, body))))
+    return _prepare(message, context, ShareTask)
 
 
 @app.train("mask")
 def mask(message: Message, context: Context) -> Message:
     """Stage 2: trains for one round and gives the contribution, masked."""
-
-    def give(worker: Worker, body: RecordDict) -> RecordDict:
-        task, work = stage_of(MaskTask, body, alone=False), TrainTask.from_record(without_stage(body))
-        return upload_record(*worker.mask(task, work))
-
-    return _answer(message, context, give)
+    return _mask(message, context, TrainTask)
 
 
 @app.query("mask")
 def mask_statistics(message: Message, context: Context) -> Message:
     """Stage 2: gives exact item counts, masked, where privacy is off."""
-
-    def give(worker: Worker, body: RecordDict) -> RecordDict:
-        task, work = stage_of(MaskTask, body, alone=False), StatisticsTask.from_record(without_stage(body))
-        return upload_record(*worker.mask(task, work))
-
-    return _answer(message, context, give)
+    return _mask(message, context, StatisticsTask)
 
 
 @app.query("confirm")
@@ -136,6 +135,21 @@ def confirm(message: Message, context: Context) -> Message:
 def unmask(message: Message, context: Context) -> Message:
     """Stage 4: gives shares of what is needed to strip the masks of the sum."""
     return _answer(message, context, lambda worker, body: stage_record(worker.unmask(stage_of(UnmaskTask, body))))
+
+
+def _prepare(message: Message, context: Context, kind: type[AdvertiseTask | RevealTask | ShareTask]) -> Message:
+    """Answers a stage before MASK."""
+    return _answer(message, context, lambda worker, body: stage_record(worker.prepare(stage_of(kind, body))))
+
+
+def _mask(message: Message, context: Context, kind: type[TrainTask | StatisticsTask]) -> Message:
+    """Answers MASK with a contribution to one kind of work."""
+
+    def give(worker: Worker, body: RecordDict) -> RecordDict:
+        task, work = stage_of(MaskTask, body, alone=False), kind.from_record(without_stage(body))
+        return upload_record(*worker.mask(task, work))
+
+    return _answer(message, context, give)
 
 
 def _answer(message: Message, context: Context, ask: Callable[[Worker, RecordDict], RecordDict]) -> Message:

@@ -15,13 +15,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.roundstore import RoundStore
-from common.errors import LedgerError, ProtocolError
+from client.identity import load_identity
+from client.partner import PartnerConfig
+from client.roundstore import MemoryRoundStore, RoundStore, SealedRoundStore
+from common.errors import ConfigError, LedgerError, ProtocolError
 from common.runfolder import write_atomically
 from common.secagg import client_role
 from common.secagg.checks import Member
 from common.secagg.graph import MOST_COMPLETE
 from common.secagg.keys import Random
+from common.secagg.roster import load_roster
 from common.secagg.states import Advertised, Masked, Opened, Shared, State, dump_state, load_state
 from common.secagg.transcript import session_hash
 from common.secagg.wire import (
@@ -165,6 +168,26 @@ class Participant:
         if not isinstance(state, kind):
             raise ProtocolError(f"out of order: this attempt is after {_AFTER[type(state)]}, not {_AFTER[kind]}")
         return state
+
+
+def participant_of(config: PartnerConfig) -> tuple[Participant | None, str]:
+    """Returns this partner's side of secure aggregation, and its roster's hash; none where the method is plain.
+
+    Raises:
+        ConfigError: for a key or a roster that cannot be read, or do not belong together.
+    """
+    if config.aggregation.method == "plain":
+        return None, ""
+    identity, roster = load_identity(Path(config.identity)), load_roster(Path(config.roster))
+    public, names = identity.public_key().public_bytes_raw().hex(), [member.name for member in roster.members]
+    if config.name not in names or roster.member(roster.number(config.name)).public_key != public:
+        raise ConfigError(
+            f"{config.roster}: has no member {config.name} with the public key {public} of {config.identity}"
+        )
+    member = Member(roster.number(config.name), identity, roster, config.aggregation.policy())
+    state, store = Path(config.state), MemoryRoundStore()
+    disk = SealedRoundStore(state / "secrets", identity)
+    return Participant(member, state, disk if config.aggregation.round_secrets == "disk" else store), roster.hash.hex()
 
 
 class _Register:

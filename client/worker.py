@@ -21,17 +21,16 @@ from numpy.typing import NDArray
 
 from client.budget import Budget
 from client.distributed import SharedStep, noised_step
-from client.identity import load_identity
-from client.participant import Participant
+from client.participant import Participant, participant_of
 from client.partner import PartnerConfig
-from client.roundstore import MemoryRoundStore, SealedRoundStore
+from client.release import training_event
 from client.sent import SentFile, exclusive
 from client.training import DpStep, Randomness, require_in_bounds, train_privately
 from common.card import DataCard, load_card
 from common.clicks import read_clicks
 from common.config import ModelConfig
 from common.contribution import LocalDelta
-from common.errors import BudgetExhausted, ConfigError, ProtocolError
+from common.errors import BudgetExhausted, ProtocolError
 from common.features import UserRows, count_items, featurise
 from common.messages import (
     CatalogueTask,
@@ -46,13 +45,10 @@ from common.messages import (
 )
 from common.model.click_model import ClickModel, build_model
 from common.pretrained import Pretrained, locate
-from common.privacy.events import DpEvent, Mechanism
 from common.privacy.ledger import Ledger
 from common.runfolder import write_atomically
-from common.secagg.checks import Member
 from common.secagg.coding import Coding, encode, require_codable
 from common.secagg.graph import MOST_COMPLETE
-from common.secagg.roster import load_roster
 from common.secagg.wire import Advertisement, SessionId
 from common.sharedstates import shared_table
 from common.stage_messages import (
@@ -99,7 +95,7 @@ class Worker:
         self._card: DataCard = load_card(Path(config.card))
         self._loaded: UserRows | None = None
         self._loading, self._training = threading.Lock(), threading.Lock()
-        self._participant, self._roster_hash = _participant(config)
+        self._participant, self._roster_hash = participant_of(config)
 
     def join(self, _task: JoinTask) -> JoinReply:
         """Returns who this partner is, and the layout of the model that it would train."""
@@ -335,26 +331,6 @@ class Worker:
         return Path(self.config.state) / "item_counts.json"
 
 
-def _participant(config: PartnerConfig) -> tuple[Participant | None, str]:
-    """Returns this partner's side of secure aggregation, and its roster's hash; none where the method is plain.
-
-    Raises:
-        ConfigError: for a key or a roster that cannot be read, or do not belong together.
-    """
-    if config.aggregation.method == "plain":
-        return None, ""
-    identity, roster = load_identity(Path(config.identity)), load_roster(Path(config.roster))
-    public, names = identity.public_key().public_bytes_raw().hex(), [member.name for member in roster.members]
-    if config.name not in names or roster.member(roster.number(config.name)).public_key != public:
-        raise ConfigError(
-            f"{config.roster}: has no member {config.name} with the public key {public} of {config.identity}"
-        )
-    member = Member(roster.number(config.name), identity, roster, config.aggregation.policy())
-    state, store = Path(config.state), MemoryRoundStore()
-    disk = SealedRoundStore(state / "secrets", identity)
-    return Participant(member, state, disk if config.aggregation.round_secrets == "disk" else store), roster.hash.hex()
-
-
 def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask, whole_numbers: bool) -> None:
     """Refuses a masking task and a piece of work that are not of one round."""
     session = task.session
@@ -370,30 +346,6 @@ def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask, whole_nu
         )
     if not same:
         raise ProtocolError("run, round, attempt, weight, length or update_bound differ between masking and work")
-
-
-_MECHANISMS: dict[str, Mechanism] = {"local": "poisson_gaussian", "distributed": "poisson_skellam", "none": "none"}
-
-
-def training_event(config: PartnerConfig, session: SessionId, steps: int) -> DpEvent:
-    """Returns the facts of one round of training under a partner's own privacy configuration."""
-    privacy = config.privacy
-    return DpEvent(
-        run_id=session.run_id,
-        round=session.round,
-        attempt=session.attempt,
-        purpose="training",
-        mechanism=_MECHANISMS[privacy.mode],
-        unit=privacy.unit,
-        adjacency="add_remove",
-        noise_multiplier=(privacy.noise_multiplier or 0.0) if privacy.mode != "none" else 0.0,
-        sampling_rate=privacy.sampling_rate,
-        steps=steps,
-        clip=privacy.clip,
-        fixed_seed=privacy.fixed_seed is not None,
-        mode=privacy.mode,
-        shares=config.noise_shares,
-    )
 
 
 def thread_model(config: ModelConfig, text_width: int, heads: int) -> ClickModel:

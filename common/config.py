@@ -18,8 +18,8 @@ import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from common.config_checks import contradictions
 from common.errors import ConfigError
-from common.secagg.graph import MOST_COMPLETE
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -195,119 +195,9 @@ class Config:
     output: OutputConfig = Field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        problems = list(_cross_checks(self))
+        problems = contradictions(self)
         if problems:
             raise ConfigError("\n".join(problems))
-
-
-def _cross_checks(config: Config) -> list[str]:
-    """Returns one line per pair of values that contradict each other."""
-    problems = []
-    rounds, privacy, data = config.round, config.privacy, config.data
-    if privacy.mode != "none" and rounds.local_steps > privacy.max_local_steps:
-        problems.append(
-            f"round.local_steps = {rounds.local_steps}: at most privacy.max_local_steps = {privacy.max_local_steps};"
-            " lower the one or raise the other"
-        )
-    if privacy.mode != "none" and config.model.item_rates != "none":
-        problems.append(
-            f'model.item_rates = "{config.model.item_rates}": exact item means are not private; set it to "none",'
-            ' or privacy.mode to "none"'
-        )
-    if rounds.partners_per_round > data.partners:
-        problems.append(
-            f"round.partners_per_round = {rounds.partners_per_round}: at most data.partners = {data.partners}"
-        )
-    cohort = rounds.partners_per_round or data.partners
-    if config.aggregation.min_partners > cohort:
-        problems.append(
-            f"aggregation.min_partners = {config.aggregation.min_partners}: at most the {cohort} partners of a round;"
-            " lower it, or raise data.partners or round.partners_per_round"
-        )
-    problems += [*_secure_checks(config.aggregation, cohort), *_distributed_checks(config)]
-    problems += _attack_checks(config.simulation, config)
-    if data.source in ("files", "movietweetings") and not data.path:
-        problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
-    if data.source == "files" and not data.card:
-        problems.append('data.card is empty: data.source = "files" needs a data card (TOML) that names the columns')
-    return problems
-
-
-def _distributed_checks(config: Config) -> list[str]:
-    """Returns what shared noise asks of the rest of a configuration."""
-    problems: list[str] = []
-    if config.privacy.mode != "distributed":
-        return problems
-    if config.aggregation.method != "secure":
-        problems.append(
-            'privacy.mode = "distributed": needs aggregation.method = "secure"; a part of the noise is not enough'
-        )
-    if config.round.local_steps != 1:
-        problems.append(
-            f'round.local_steps = {config.round.local_steps}: must be 1 with privacy.mode = "distributed"; a second'
-            " local step would start from a model with only a part of the noise"
-        )
-    cohort = config.round.partners_per_round or config.data.partners
-    if cohort > MOST_COMPLETE:
-        problems.append(
-            f'privacy.mode = "distributed" with {cohort} partners a round: at most {MOST_COMPLETE}, where every sum'
-            " holds every part of the noise; lower round.partners_per_round"
-        )
-    if config.aggregation.groups != 1:
-        problems.append(
-            f'aggregation.groups = {config.aggregation.groups}: must be 1 with privacy.mode = "distributed"; the noise'
-            " is sized for one sum over all"
-        )
-    return problems
-
-
-def _secure_checks(aggregation: AggregationConfig, cohort: int) -> list[str]:
-    """Returns what secure aggregation asks of the size of a cohort."""
-    problems = []
-    if aggregation.method == "plain":
-        if aggregation.groups > 1:
-            problems.append(f'aggregation.groups = {aggregation.groups}: needs aggregation.method = "secure"')
-        return problems
-    least = max(3, aggregation.colluders + 2)
-    if aggregation.min_partners < least:
-        problems.append(
-            f"aggregation.min_partners = {aggregation.min_partners}: a secure sum needs at least {least} partners"
-            f" (aggregation.colluders = {aggregation.colluders}), or a single update could be worked out from it"
-        )
-    if aggregation.groups == 2:
-        problems.append("aggregation.groups = 2: the median of two means is their mean; use 1, or at least 3")
-    if aggregation.groups > 1 and cohort // aggregation.groups < aggregation.colluders + 3:
-        problems.append(
-            f"aggregation.groups = {aggregation.groups}: {cohort} partners make groups of"
-            f" {cohort // aggregation.groups}, at least {aggregation.colluders + 3} are needed; use fewer groups"
-            " or more partners"
-        )
-    return problems
-
-
-def _attack_checks(simulation: SimulationConfig, config: Config) -> list[str]:
-    """Returns what contradicts itself in the attack that a simulation plays."""
-    attack, attackers = simulation.attack, simulation.attackers
-    problems = []
-    if attackers and attack == "none":
-        problems.append(f'simulation.attackers = {attackers}: simulation.attack = "none" gives them nothing to do')
-    if attack != "none" and not attackers:
-        problems.append(f'simulation.attack = "{attack}": nobody attacks; set simulation.attackers to at least 1')
-    if attackers >= config.data.partners:
-        problems.append(
-            f"simulation.attackers = {attackers}: must be fewer than data.partners = {config.data.partners}"
-        )
-    if attack == "nan" and config.privacy.mode == "distributed":
-        problems.append(
-            'simulation.attack = "nan": contributions of privacy.mode = "distributed" are whole numbers, which hold no'
-            ' NaN; use "garbage" or "boost"'
-        )
-    if attack == "garbage" and config.aggregation.method == "plain":
-        problems.append(
-            'simulation.attack = "garbage": it sends words of the masked ring, and aggregation.method = "plain" has'
-            ' none; use "boost" or "nan"'
-        )
-    return problems
 
 
 T = TypeVar("T")

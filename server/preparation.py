@@ -38,14 +38,8 @@ class Preparation:
         self._gathering = Gathering(roster, session, cohort, config.colluders, num_groups)
         self._local_steps, self._num_groups = local_steps, num_groups
         self._stage: type[Ahead] | None = AdvertiseTask
-        self._asked = set(self.cohort)
         self.tallies: list[Tally] = []
         self.failed = ""  # why this preparation cannot be used
-
-    @property
-    def ready(self) -> bool:
-        """Whether all stages are over and MASK can follow."""
-        return self._stage is None and not self.failed
 
     @property
     def open(self) -> bool:
@@ -59,7 +53,7 @@ class Preparation:
         if self._stage is AdvertiseTask:
             return dict.fromkeys(self.cohort, AdvertiseTask(self.session, self._local_steps))
         if self._stage is RevealTask:
-            return dict.fromkeys(sorted(self._asked), self._gathering.reveal_task())
+            return dict.fromkeys([each.number for each in self._gathering.first], self._gathering.reveal_task())
         return {number: tally.share_task for tally in self.tallies for number in tally.first}
 
     def take(self, number: int, answer: Ahead) -> None:
@@ -79,7 +73,6 @@ class Preparation:
             return
         try:
             if self._stage is AdvertiseTask:
-                self._asked = {advertisement.number for advertisement in self._gathering.first}
                 self._stage = RevealTask if self._num_groups > 1 else ShareTask
             else:
                 self._stage = ShareTask if self._stage is RevealTask else None

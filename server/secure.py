@@ -113,7 +113,7 @@ class SecureAggregator:
         tallies = self._fix_second(ready.tallies, works, length, round_number, outcome)
         self._mask(tallies, works, round_number, ahead, outcome)
         tallies = _those(tallies, lambda tally: tally.fix_third(), outcome)
-        self._note(outcome, "masked", sum(len(tally.third) for tally in tallies))
+        outcome.stages["masked"] = sum(len(tally.third) for tally in tallies)
         if tallies:
             self._confirm(tallies, ahead, outcome)
             tallies = _those(tallies, lambda tally: tally.confirmed(), outcome)
@@ -127,7 +127,7 @@ class SecureAggregator:
         if unmaskings is None:
             return None
         outcome = Collected()
-        self._note(outcome, "asked", sum(len(unmasking.sealed) for unmasking in unmaskings))
+        outcome.stages["asked"] = sum(len(unmasking.sealed) for unmasking in unmaskings)
         for unmasking in unmaskings:
             self._strip(unmasking, outcome)
         return outcome
@@ -154,8 +154,8 @@ class SecureAggregator:
         while ready and ready.open:
             self._exchange({}, "prepare", round_number, ready, outcome)
         if ready is not None:
-            self._note(outcome, "asked", len(ready.cohort))
-            self._note(outcome, "advertised", ready.num_advertised)
+            outcome.stages["asked"] = len(ready.cohort)
+            outcome.stages["advertised"] = ready.num_advertised
         if ready is None or ready.failed:
             outcome.errors.append(ready.failed if ready else "nobody to ask")
             return None
@@ -174,7 +174,7 @@ class SecureAggregator:
             tally.fix_second(grid, weights)
 
         found = _those(tallies, fix, outcome)
-        self._note(outcome, "shared", sum(len(tally.second) for tally in found))
+        outcome.stages["shared"] = sum(len(tally.second) for tally in found)
         return found
 
     def _mask(
@@ -212,7 +212,7 @@ class SecureAggregator:
     def _unmask(self, tallies: list[Tally], round_number: int, ahead: Preparation | None, outcome: Collected) -> None:
         """4 UNMASK: shares come in and are written down; then the masks come off."""
         able = [(tally, tally.unmasking(), tally.confirmed()) for tally in tallies]
-        self._note(outcome, "confirmed", sum(len(numbers) for _, _, numbers in able))
+        outcome.stages["confirmed"] = sum(len(numbers) for _, _, numbers in able)
         unmasking_of = {number: unmasking for _, unmasking, numbers in able for number in numbers}
         letters = {
             number: (QUERY_UNMASK, stage_record(tally.unmask_task(number)))
@@ -230,7 +230,7 @@ class SecureAggregator:
             answered += 1
 
         self._exchange(letters, "unmask", round_number, ahead, outcome, take)
-        self._note(outcome, "unmasked", answered)
+        outcome.stages["unmasked"] = answered
         for _, unmasking, _ in able:
             self._strip(unmasking, outcome)
 
@@ -305,10 +305,6 @@ class SecureAggregator:
             number = number_of[node]
             where = stage if stage == "prepare" or number in letters else "next round"
             outcome.failures.setdefault(self.roster.member(number).name, f"{where}: {reason}")
-
-    @staticmethod
-    def _note(outcome: Collected, stage: str, count: int) -> None:
-        outcome.stages[stage] = count
 
 
 def _those(tallies: list[Tally], act: Callable[[Tally], object], outcome: Collected) -> list[Tally]:

@@ -14,7 +14,6 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 import client.app
-from client.partner import load_partner
 from common.config import Config, load_config
 from common.errors import ProtocolError
 from common.messages import TRAIN_UPDATE, TrainTask
@@ -92,9 +91,7 @@ def _config_at(path: Path, _changed: int) -> Config:
 
 def _place_attacker(folder: Path, config: Config) -> None:
     """Makes the process's worker of one partner an attacking one; where it is one already, nothing changes."""
-    with client.app._workers_lock:
-        if folder not in client.app._workers:
-            client.app._workers[folder] = AttackingWorker(load_partner(folder / "partner.toml"), config)
+    client.app.place_worker(folder, lambda partner: AttackingWorker(partner, config))
 
 
 def _carry(message: Message, context: Context, config: Config, partner: str) -> Message:

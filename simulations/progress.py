@@ -78,7 +78,7 @@ class LiveProgress(logging.Handler):
     def say(self, text: str) -> None:
         """Prints one line above the bar, on a terminal."""
         if self._console.is_terminal:
-            self._bar.print(f"  {text}", style="dim", highlight=False)
+            self._bar.print(f"  {text}", style="dim", highlight=False, markup=False)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes one fact from the server's log."""

@@ -43,7 +43,7 @@ def _secagg(file: str, module: str, test: str, *edits: tuple[str, str]) -> Mutat
 
 
 _VERIFY_ADVERTISEMENT = (
-    'verify(member.roster.public_key(number), advertisement.signature, what, "advertise", session, number, *keys)'
+    'verify(roster.public_key(number), advertisement.signature, what, "advertise", session, number, *keys)'
 )
 _DRAWN_FOR = "state.revealed != revealed_for(state.session, task.cohort, task.advertisements, task.num_groups)"
 _OWNERS = "len(set(revealed.owners)) < len(revealed.owners) or not set(revealed.owners) <= allowed"
@@ -66,7 +66,7 @@ CHECK_MUTATIONS = (
     _hostile(CHECKS, "keys", "groups_without_a_revealed_coin_are_refused", (_DRAWN_FOR, "False")),
     _hostile(CHECKS, "keys", "groups_over_other_participants_than_the_coin_was_for_are_refused", (", advertisements, num_groups)\n\n", ", advertisements)\n\n")),
     _hostile(CHECKS, "keys", "groups_over_other_participants_than_the_coin_was_for_are_refused", ("require_coins(state.session, first, coins)", "")),
-    _secagg(CHECKS, "client_role", "a_coin_counts_only_where_its_commitment_is_signed", ("check_signature(member, state.session, advertisement)", "pass")),
+    _secagg(CHECKS, "client_role", "a_coin_counts_only_where_its_commitment_is_signed", ("check_signature(member.roster, state.session, advertisement)", "pass")),
     _hostile(CHECKS, "keys", "fewer_than_the_policys_participants_are_refused", ("if num_participants < policy.least_participants:", "if False:")),
     _hostile(CHECKS, "keys", "a_threshold_of_at_most_half_of_participants_and_colluders_is_refused[2]", (_THRESHOLD, "threshold < policy.least_threshold")),
     _hostile(CHECKS, "keys", "a_threshold_under_the_policys_is_refused", (_THRESHOLD, "threshold != found.threshold")),
@@ -140,7 +140,7 @@ PARTNER_MUTATIONS = (
     _hostile(PARTICIPANT, "rounds", "a_round_that_is_two_ahead_ends_the_one_that_is_under_way", ("self._final = max(self._final, session.round - 2)", "pass")),
     _hostile(PARTICIPANT, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ("if session.round <= self._closed:", "if False:")),
     _hostile(PARTICIPANT, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", (".close(opened.task.session.round)", "._path")),
-    _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('shared = self.config.privacy.mode == "distributed"', "shared = False")),
+    _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('once = self.config.privacy.mode == "distributed"', "once = False")),
     _hostile(WORKER, "shared_noise", "noise_is_not_shared_among_neighbours", ("self._require_complete(task)\n", "\n")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        self._check(task)", "self._check(task)")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        return StatisticsReply", "return StatisticsReply")),
@@ -161,8 +161,8 @@ PARTNER_MUTATIONS = (
 SERVER_MUTATIONS = (
     _secagg(SERVER, "server_role", "an_advertisement_by_one_outside_the_cohort", ("if advertisement.number != number or number not in self.cohort:", "if advertisement.number != number:")),
     _vector(SERVER, "server_advertisement_of_another", ("if advertisement.number != number or number not in self.cohort:", "if number not in self.cohort:")),
-    _vector(SERVER, "server_advertisement_altered", ('verify(signer, advertisement.signature, what, "advertise", self._hash, number, *keys)', "")),
-    _hostile(SERVER, "keys", "the_server_names_whose_key_is_of_low_order", ("require_good_key(key, what)", "pass")),
+    _vector(SERVER, "server_advertisement_altered", ("check_signature(self._roster, self._hash, advertisement)", "")),
+    _hostile(SERVER, "keys", "the_server_names_whose_key_is_of_low_order", ('require_good_key(key, f"advertisement of {self._roster.member(number).name}")', "pass")),
     _hostile(SERVER, "keys", "the_server_names_whose_coin_is_another", ("require_coins(self._hash, [self._found[number]], [coin])", "")),
     _secagg(SERVER, "server_role", "shares_of_one_who_did_not_advertise_do_not_count", (_DEALT, _DEALT.removeprefix("number not in self.first or "))),
     _vector(SERVER, "server_shares_for_a_stranger", (_DEALT, "number not in self.first or len(holders) != self.shape.num_holders")),
@@ -179,10 +179,10 @@ SERVER_MUTATIONS = (
     _vector(SERVER, "server_confirmation_by_a_dropped_one", ("if number not in self.third:", "if False:")),
     _vector(UNMASK, "server_revealed_twice", (_OWNERS, "not set(revealed.owners) <= allowed")),
     _vector(UNMASK, "server_revealed_of_a_stranger", (_OWNERS, "len(set(revealed.owners)) < len(revealed.owners)")),
-    _secagg(UNMASK, "unmasking", "a_corrupted_share_names_its_sender_and_the_round_completes", ("if digest(kind, self.session, owner, number, share) == expected:", "if True:")),
+    _secagg(UNMASK, "unmasking", "a_corrupted_share_names_its_sender_and_the_round_completes", ("if commit_share(self.session, owner, number, share, of_seed=owner in alive) == expected:", "if True:")),
     _secagg(UNMASK, "unmasking", "a_complaint_about_a_dealer_is_kept", ("for dealer in set(revealed.bad_dealers) & allowed:", "for dealer in ():")),
     _secagg(UNMASK, "unmasking", "slots_that_are_not_the_rosters_tell_of_a_malformed_contribution", ("if tuple(self.slots.tolist()) != expected:", "if False:")),
-    _secagg(UNMASK, "unmasking", "a_dealer_of_another_secret_is_named", ('if digest("seed", self.session, owner, seed) != self.sealed[owner].seed_commitment:', "if False:")),
+    _secagg(UNMASK, "unmasking", "a_dealer_of_another_secret_is_named", ("if commit_seed(self.session, owner, seed) != self.sealed[owner].seed_commitment:", "if False:")),
     _secagg(UNMASK, "unmasking", "a_dealer_of_another_secret_is_named", ("if public_key(secret) != self.mask_keys[owner]:", "if False:")),
     _secagg(UNMASK, "unmasking", "too_many_corrupted_shares_are_too_few_good_ones", ("if len(found) < self.threshold:", "if False:")),
 )  # fmt: skip

@@ -51,6 +51,12 @@ def test_a_resumed_run_begins_where_it_was() -> None:
     assert "6 partners" in shown(PRIVATE, BEGUN)
 
 
+def test_what_a_partner_says_is_text_and_no_markup() -> None:
+    """A bracket in a partner's error would else raise in the middle of the run."""
+    text = shown(PRIVATE, BEGUN, {"fact": "round", "round": 1, "error": "the partner said [/x] and [bold]"})
+    assert "[/x] and [bold]" in text
+
+
 def test_without_privacy_it_says_so_and_only_then() -> None:
     plain = Config(privacy=PrivacyConfig(mode="none"))
     fact = {"fact": "round", "round": 1}
