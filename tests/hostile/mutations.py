@@ -153,7 +153,7 @@ PARTNER_MUTATIONS = (
     _hostile(WORKER, "tasks", "without_privacy_a_bad_update_is_refused_naming_field_and_bound", ('if self.config.privacy.mode == "none":\n                require_codable', "if False:\n                require_codable")),
     _hostile(WORKER, "tasks", "under_privacy_nothing_that_depends_on_data_refuses", ('if self.config.privacy.mode == "none":\n                require_codable', "if True:\n                require_codable")),
     _hostile(WORKER, "tasks", "statistics_are_refused_where_privacy_is_on", ('if self.config.privacy.mode != "none" or self.config.model.item_rates != "exact":', "if False:")),
-    _hostile(WORKER, "keys", "a_partner_whose_key_is_not_that_of_its_roster_takes_no_part", ("if config.name not in names or roster.member(roster.number(config.name)).public_key != public:", "if False:")),
+    _hostile(PARTICIPANT, "keys", "a_partner_whose_key_is_not_that_of_its_roster_takes_no_part", ("if config.name not in names or roster.member(roster.number(config.name)).public_key != public:", "if False:")),
     _hostile(SENT, "rounds", "a_round_asked_for_another_model_or_plan_is_refused", ("if answered != _task_hash(task, shared):", "if False:")),
     _hostile(SENT, "attacks", "a_contribution_with_features_of_its_own_is_not_used_in_a_later_attempt", ("task.plan, shared)).encode()", "task.plan)).encode()")),
 )  # fmt: skip
