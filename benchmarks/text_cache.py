@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from benchmarks.measuring import Options, spread, spread_text
-from client.training import DpStep, Randomness, choose_rows, sample_users, train_privately
+from client.training import DpStep, Randomness, sample_units, train_privately
 from common.config import DataConfig, ModelConfig
 from common.features import UserRows, featurise
 from common.messages import TrainingPlan
@@ -103,8 +103,7 @@ class _Trainer:
     def texts(self, number: int) -> NDArray[np.int64]:
         """Returns the distinct texts that this step reads: its rows' and their histories'."""
         sampling = Randomness(number, "benchmark", 1).sampling
-        users = sample_users(self.rows.num_users, self.step.sampling_rate, sampling)
-        row_N = np.concatenate([np.zeros(0, np.int64), *choose_rows(self.rows, users, self.step.max_rows, sampling)])
+        row_N = np.concatenate([np.zeros(0, np.int64), *sample_units(self.rows, self.step, sampling)])
         history_N = self.rows.history_NH[row_N]
         return np.unique(self.rows.text_N[np.concatenate([row_N, history_N[history_N >= 0]])])
 

@@ -10,30 +10,33 @@ Source: Agarwal, Kairouz, Liu 2021, "The Skellam Mechanism for Differentially Pr
 Kairouz, Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism", section 4 (rounding and the clip).
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleHooks
 from torch import Tensor
 
+from client.gradients import GradientHooks
 from client.training import (
     Float,
     Randomness,
-    choose_rows,
+    clip_factors,
     load_for_training,
-    most_users_at_a_time,
     per_user_gradients,
     physical_batches,
-    sample_users,
+    sample_units,
 )
 from common.contribution import NoisedStep
 from common.errors import ConfigError
 from common.features import UserRows
 from common.model.click_model import ClickModel
+from common.privacy.events import Unit
+
+log = logging.getLogger("hushclick.partner")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ class SharedStep:
         shares: honest partners whose parts are in every sum.
         clip: L2 bound on one user's gradient.
         grid: length, on the grid of whole numbers, of a gradient of length `clip`.
-        max_rows: rows of a sampled user, at most.
+        max_rows: rows of a sampled user, at most; where the unit is the impression, units of a user.
         declared_units: users that the partner declares; public.
+        unit: whose data one clipped gradient holds.
     """
 
     sampling_rate: float
@@ -57,6 +61,7 @@ class SharedStep:
     grid: int
     max_rows: int
     declared_units: int
+    unit: Unit = "user"
 
     @property
     def part_deviation(self) -> float:
@@ -65,25 +70,29 @@ class SharedStep:
 
 
 def noised_step(
-    model: ClickModel, start_D: Float, rows: UserRows, step: SharedStep, randomness: Randomness
+    model: ClickModel, start_D: Float, data: Callable[[], UserRows], step: SharedStep, randomness: Randomness
 ) -> NoisedStep:
     """Returns one partner's clipped, gridded gradient sum with its part of the noise, int64 [D].
 
     Formal guarantees:
-        - A user changes the sum before noise by at most `grid` in L2, rounding included, whatever its rows hold.
+        - A unit changes the sum before noise by at most `grid` in L2, rounding included, whatever its rows hold.
         - The parts of `shares` partners have together at least the variance (noise_multiplier x grid)^2.
         - An empty sample is a step like any other.
+        - A partner that cannot train sends its part of the noise, on zero: the others rely on it, and whether data can
+          be read or trained on must not show.
 
     Raises:
         ConfigError: for a grid so coarse that rounding alone could exceed the clip.
     """
     bound = rounding_bound(len(start_D), step.clip, step.grid)
     load_for_training(model, start_D)
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = GradientHooks(model)
     try:
-        users = sample_users(rows.num_users, step.sampling_rate, randomness.sampling)
-        chosen = choose_rows(rows, users, step.max_rows, randomness.sampling)
-        sum_D = gridded_sum(model, rows, chosen, bound, step)
+        rows = data()
+        sum_D = gridded_sum(model, rows, sample_units(rows, step, randomness.sampling), bound, step)
+    except Exception:
+        log.exception("this partner cannot train; it sends its part of the noise alone, mend it before the next round")
+        sum_D = np.zeros(len(start_D), np.int64)
     finally:
         hooks.cleanup()
     return NoisedStep(sum_D + skellam(len(sum_D), step.part_deviation, randomness.noise), step.declared_units)
@@ -104,12 +113,18 @@ def rounding_bound(length: int, clip: float, grid: int) -> float:
 
 
 def gridded_sum(
-    model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]], bound: float, step: SharedStep
+    model: ClickModel,
+    rows: UserRows,
+    chosen: Sequence[NDArray[np.int64]],
+    bound: float,
+    step: SharedStep,
+    physical_rows: int | None = None,
 ) -> NDArray[np.int64]:
     """Returns the sum over users of their clipped and rounded gradients, int64 [D]; zeros when nobody was sampled."""
     total_D = np.zeros(sum(parameter.numel() for parameter in model.parameters()), np.int64)
-    for part in physical_batches(chosen, most_users_at_a_time(len(total_D))):
-        total_D += clip_and_round(per_user_gradients(model, rows, part), bound, step).numpy()
+    for part in physical_batches(chosen, physical_rows):
+        for gradient_BD in per_user_gradients(model, rows, part):
+            total_D += clip_and_round(gradient_BD, bound, step).numpy()
     return total_D
 
 
@@ -118,12 +133,9 @@ def clip_and_round(gradient_BD: Tensor, bound: float, step: SharedStep) -> Tenso
 
     A row that is not finite counts 0. Rounding is to the nearest and of one user at a time.
     """
-    gradient_BD = gradient_BD.double()
-    norm_B = gradient_BD.norm(dim=1)
-    finite_B = torch.isfinite(norm_B)
-    factor_B = torch.clamp(bound / norm_B.clamp(min=1e-30), max=1.0) * (1 - 1e-12) * (step.grid / step.clip)
-    gradient_BD = torch.where(finite_B[:, None], gradient_BD, 0.0) * torch.where(finite_B, factor_B, 0.0)[:, None]
-    return gradient_BD.round().to(torch.int64).sum(0)
+    gradient_BD, factor_B = clip_factors(gradient_BD.double(), bound)
+    whole_BD = gradient_BD.mul(factor_B[:, None] * (step.grid / step.clip)).round_()
+    return whole_BD.sum(0).to(torch.int64)  # whole numbers under 2^53 add up exactly in float64
 
 
 def skellam(size: int, deviation: float, generator: np.random.Generator) -> NDArray[np.int64]:

@@ -25,4 +25,5 @@ def training_event(config: PartnerConfig, session: SessionId, steps: int) -> DpE
         fixed_seed=privacy.fixed_seed is not None,
         mode=privacy.mode,
         shares=config.noise_shares,
+        impressions=privacy.units_per_user,
     )

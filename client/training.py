@@ -12,20 +12,22 @@ Differentially Private Recurrent Language Models", section 2 (the unit is the us
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleHooks
 from randomgen import AESCounter
 from torch import Tensor, nn
 
+from client.gradients import GradientHooks, unit_gradients
 from common.errors import ProtocolError
 from common.features import UserRows, make_batch
 from common.messages import TrainingPlan
 from common.model.click_model import ClickModel, forward, user_losses
+from common.privacy.events import Unit
 from common.vector import read_vector, write_vector
 
 Float = NDArray[np.float32]
@@ -37,7 +39,6 @@ warnings.filterwarnings("ignore", message="Full backward hook is firing when gra
 # Which users share a physical batch changes nothing: every gradient is one user's alone.
 _PHYSICAL_ROWS = 4096
 _PHYSICAL_USERS = 1024
-_PHYSICAL_GRADIENTS = 2**24  # numbers in the per-user gradients of a physical batch
 
 # A server chooses the weights that a step starts from. Beyond this size float32 overflows, or its rounding, which
 # depends on a batch's shape and so on other users, grows past the clip: measured harmless up to 1e5.
@@ -52,7 +53,8 @@ class DpStep:
     noise_multiplier: float
     clip: float | None
     max_rows: int
-    expected_users: float  # public divisor: sampling rate x declared users, never the sampled size
+    expected_units: float  # public divisor: sampling rate x declared units, never the sampled size
+    unit: Unit = "user"
 
     def __post_init__(self) -> None:
         if self.clip is None and self.noise_multiplier > 0:
@@ -89,21 +91,22 @@ def train_privately(
     """Returns the update (after - before, float32 [D]) of `plan.local_steps` DP-SGD steps from `start_D`.
 
     Formal guarantees:
-        - Each step releases the clipped sum over a Poisson sample of users plus Gaussian noise of standard deviation
+        - Each step releases the clipped sum over a Poisson sample of units plus Gaussian noise of standard deviation
           `noise_multiplier * clip`, divided by a public constant; all else is post-processing of these.
-        - A user changes one step's clipped sum by at most `clip` in L2 (up to float32 rounding of the gradients, see
-          `MAX_WEIGHT`), whatever the user's rows hold and whatever model the server sent: NaN counts 0.
+        - A unit changes one step's clipped sum by at most `clip` in L2 (up to float32 rounding of the gradients, see
+          `MAX_WEIGHT`), whatever its rows hold and whatever model the server sent: NaN counts 0. A user is one unit, or
+          at most `max_rows` of them.
         - An empty sample is a step like any other.
     """
     load_for_training(model, start_D)
     optimiser = make_optimiser(model, plan)
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = GradientHooks(model)
     try:
         for _ in range(plan.local_steps):
-            users = sample_users(rows.num_users, step.sampling_rate, randomness.sampling)
-            total_D = clipped_sum(model, rows, choose_rows(rows, users, step.max_rows, randomness.sampling), step.clip)
+            sampled = sample_units(rows, step, randomness.sampling)
+            total_D = clipped_sum(model, rows, sampled, step.clip)
             total_D += gaussian_noise(len(total_D), step, randomness.noise)
-            _set_gradients(model, total_D / step.expected_users)
+            _set_gradients(model, total_D / step.expected_units)
             optimiser.step()
             _keep_in_bounds(model)
     finally:
@@ -122,6 +125,36 @@ def load_for_training(model: ClickModel, start_D: Float) -> None:
     require_in_bounds(start_D)
     write_vector(model, start_D)
     model.train()  # Opacus' hooks keep activations only in training mode
+
+
+class Sampling(Protocol):
+    """The part of a step that says which rows make one clipped gradient."""
+
+    @property
+    def unit(self) -> Unit:
+        """Whose data one clipped gradient holds."""
+
+    @property
+    def sampling_rate(self) -> float:
+        """Probability with which each unit joins."""
+
+    @property
+    def max_rows(self) -> int:
+        """Unit user: rows of a sampled user. Unit impression: the latest rows of a user that can ever join."""
+
+
+def sample_units(rows: UserRows, step: Sampling, generator: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Returns the row numbers of each unit in a Poisson sample: a user's chosen rows, or one row.
+
+    Where the unit is the impression, a user has at most `max_rows` of them whatever the log holds, so that what a whole
+    user can move is bounded as well.
+    """
+    if step.unit == "user":
+        users = sample_users(rows.num_users, step.sampling_rate, generator)
+        return choose_rows(rows, users, step.max_rows, generator)
+    stop_N = np.repeat(rows.offset_U1[1:], np.diff(rows.offset_U1))
+    row_N = np.flatnonzero(stop_N - np.arange(len(stop_N)) <= step.max_rows)
+    return list(row_N[generator.random(len(row_N)) < step.sampling_rate, None])
 
 
 def sample_users(num_users: int, rate: float, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -144,63 +177,61 @@ def choose_rows(
 
 
 def clipped_sum(
-    model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]], clip: float | None
+    model: ClickModel,
+    rows: UserRows,
+    chosen: Sequence[NDArray[np.int64]],
+    clip: float | None,
+    physical_rows: int | None = None,
 ) -> NDArray[np.float64]:
     """Returns the sum over users of their clipped gradients, float64 [D]; zeros when nobody was sampled."""
     total_D = np.zeros(sum(parameter.numel() for parameter in model.parameters()))
-    for part in physical_batches(chosen, most_users_at_a_time(len(total_D))):
-        gradient_BD = per_user_gradients(model, rows, part)
-        total_D += clip_and_sum(gradient_BD, clip).numpy()
+    for part in physical_batches(chosen, physical_rows):
+        for gradient_BD in per_user_gradients(model, rows, part):
+            total_D += clip_and_sum(gradient_BD, clip).numpy()
     return total_D
 
 
-def most_users_at_a_time(num_parameters: int) -> int:
-    """Returns how many users' gradients fit in memory at a time."""
-    return max(1, _PHYSICAL_GRADIENTS // num_parameters)
-
-
 def physical_batches(
-    chosen: Sequence[NDArray[np.int64]], most_users: int = _PHYSICAL_USERS
+    chosen: Sequence[NDArray[np.int64]], most_rows: int | None = None
 ) -> list[list[NDArray[np.int64]]]:
-    """Returns the users in runs whose padded size stays under the bound; a user never spans two."""
+    """Returns the users in runs whose padded size stays under a bound in rows; a user never spans two."""
+    most_rows = most_rows or _PHYSICAL_ROWS
     parts: list[list[NDArray[np.int64]]] = []
     width = 0
     for row_M in chosen:
         width = max(width, len(row_M))
-        if (
-            not parts
-            or len(parts[-1]) >= min(most_users, _PHYSICAL_USERS)
-            or (len(parts[-1]) + 1) * width > _PHYSICAL_ROWS
-        ):
+        if not parts or len(parts[-1]) >= _PHYSICAL_USERS or (len(parts[-1]) + 1) * width > most_rows:
             parts.append([])
             width = len(row_M)
         parts[-1].append(row_M)
     return parts
 
 
-def per_user_gradients(model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]]) -> Tensor:
-    """Returns each user's gradient of its summed loss, float32 [B, D], from Opacus' hooks on the model."""
+def per_user_gradients(model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
+    """Yields each user's gradient of its summed loss, float64 [b, D] for b users at a time; overwritten by the next."""
     batch = make_batch(rows, chosen)
-    for parameter in model.parameters():
-        parameter.grad = None
-        parameter.grad_sample = None  # type: ignore[attr-defined]
-    user_losses(forward(model, batch), batch).sum().backward()  # type: ignore[no-untyped-call]
-    return torch.cat([_grad_sample(parameter).flatten(1) for parameter in model.parameters()], dim=1)
+    return unit_gradients(model, user_losses(forward(model, batch), batch))
 
 
 def clip_and_sum(gradient_BD: Tensor, clip: float | None) -> Tensor:
-    """Returns the sum of the rows, each scaled down to L2 norm `clip`, float64 [D]; a row that is not finite counts 0.
+    """Returns the sum of rows, each scaled down to L2 norm `clip`, float64 [D]; a row that is not finite counts 0."""
+    if clip is None:
+        return gradient_BD.double().sum(0)
+    gradient_BD, factor_B = clip_factors(gradient_BD.double(), clip)
+    return factor_B @ gradient_BD
+
+
+def clip_factors(gradient_BD: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Returns float64 rows, zeros in the place of one that is not finite, and what to multiply each with, float64 [B].
 
     Norms are taken in float64 and the factor is rounded towards zero, so that no row exceeds the bound by rounding.
     """
-    gradient_BD = gradient_BD.double()
-    if clip is None:
-        return gradient_BD.sum(0)
     norm_B = gradient_BD.norm(dim=1)
     factor_B = torch.clamp(clip / norm_B.clamp(min=1e-30), max=1.0) * (1 - 1e-12)
     finite_B = torch.isfinite(norm_B)
-    gradient_BD = torch.where(finite_B[:, None], gradient_BD, 0.0)
-    return torch.where(finite_B, factor_B, 0.0) @ gradient_BD
+    if not finite_B.all():
+        gradient_BD, factor_B = torch.where(finite_B[:, None], gradient_BD, 0.0), torch.where(finite_B, factor_B, 0.0)
+    return gradient_BD, factor_B
 
 
 def gaussian_noise(size: int, step: DpStep, generator: np.random.Generator) -> NDArray[np.float64]:
@@ -246,10 +277,3 @@ def _set_gradients(model: nn.Module, gradient_D: NDArray[np.float64]) -> None:
         part = gradient_D[position : position + parameter.numel()]
         parameter.grad = torch.from_numpy(part.astype(np.float32)).view_as(parameter)
         position += parameter.numel()
-
-
-def _grad_sample(parameter: nn.Parameter) -> Tensor:
-    gradient = getattr(parameter, "grad_sample", None)
-    if not isinstance(gradient, Tensor):
-        raise TypeError(f"expected one per-user gradient, got {type(gradient).__name__}")
-    return gradient

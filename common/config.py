@@ -102,7 +102,8 @@ class PrivacyConfig:
 
     # local = each partner adds the whole noise itself; distributed = its part of the secure sum's; none = no privacy
     mode: Literal["local", "distributed", "none"] = "local"
-    unit: Literal["user"] = "user"  # whose data one clipped gradient holds
+    # Whose data one clipped gradient holds: a user's sampled rows, or one row; a user's epsilon is then far larger.
+    unit: Literal["user", "impression"] = "user"
     epsilon: Annotated[float, Field(gt=0, lt=1000)] = (
         8.0  # the partner's budget; noise is calibrated to it where noise_multiplier is unset
     )
@@ -111,13 +112,21 @@ class PrivacyConfig:
     epsilon_partner: Annotated[float, Field(gt=0, lt=1000)] | None = None
     epsilon_broken: Annotated[float, Field(gt=0, lt=1000)] | None = None
     delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5  # well under one over the users of a partner
+    # The budget is for every span of so many days; unset = for ever. A user who stays longer has more than one budget.
+    period_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
     noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None  # over clip; unset = calibrated
     clip: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0  # L2 bound on one user's gradient
     sampling_rate: Rate = 0.25  # each user joins each step with this probability, independently (Poisson)
-    max_impressions_per_user: Annotated[int, Field(ge=1, le=4096)] = 32  # random rows of a sampled user per step
+    # Unit user: random rows of a sampled user per step. Unit impression: the latest rows of a user, the only ones used.
+    max_impressions_per_user: Annotated[int, Field(ge=1, le=4096)] = 32
     grid_bits: Annotated[int, Field(ge=8, le=24)] = 16  # distributed: a gradient of length clip has length 2^grid_bits
     max_local_steps: Positive = 64  # the most steps a round that the partner agrees to
     fixed_seed: Seed | None = None  # tests and reproducible simulations only: whoever knows it can remove the noise
+
+    @property
+    def units_per_user(self) -> int:
+        """How many units one user can have, at most: 1 where the unit is the user."""
+        return 1 if self.unit == "user" else self.max_impressions_per_user
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -49,7 +49,8 @@ def privacy_table(privacy: Json) -> Table:
         ("Unit", text(privacy.get("unit")), "whose data one clipped gradient holds"),
         ("Adjacency", adjacency(privacy), "what may differ without being noticed"),
         ("Epsilon", epsilon(privacy.get("epsilon")), "upper bound on what is learnt of a unit; the largest partner's"),
-        ("Budget", epsilon(privacy.get("budget")), "epsilon beyond which a partner refuses to train"),
+        *_of_a_user(privacy),
+        ("Budget", epsilon(privacy.get("budget")), _of_budget(privacy)),
         ("Delta", significant(privacy.get("delta")), "probability with which the bound may fail"),
         ("Accountant", text(privacy.get("accountant")).upper(), "how epsilon was derived from what was released"),
         ("Second accountant", _second(privacy), "another derivation, which should agree"),
@@ -58,6 +59,7 @@ def privacy_table(privacy: Json) -> Table:
         ("Sampling rate (q)", significant(privacy.get("sampling_rate")), "chance of a user to join a step"),
         ("Clip", significant(privacy.get("clip")), "largest length (L2 norm) of one unit's gradient"),
         ("Steps", whole(privacy.get("steps")), "noised steps at a partner, all rounds together"),
+        *_of_the_sum(privacy),
         ("Noise from a fixed seed", seed[fixed] if isinstance(fixed, bool) else "", "must be no outside of tests"),
         ("Assumption", text(privacy.get("assumption")), "where it fails, such a unit's epsilons add up"),
         ("Aggregation", text(privacy.get("aggregation")), text(privacy.get("aggregation_note"))),
@@ -65,6 +67,34 @@ def privacy_table(privacy: Json) -> Table:
     lacking = "does not apply" if privacy.get("mode") == "none" else NOT_RECORDED
     rows = tuple(Row(name, (found if found not in ("", MISSING) else lacking, why)) for name, found, why in lines)
     return Table("What the guarantee says and rests on", prose("Property", "Value", "Meaning"), rows)
+
+
+def _of_the_sum(privacy: Json) -> list[tuple[str, str, str]]:
+    """Returns, where whole numbers are summed, how probably one leaves the range of the sum."""
+    found = number(privacy.get("wrap_probability"))
+    if found is None:
+        return []
+    meaning = "bound on the chance that a coordinate of a round's sum wraps; it harms the model, not privacy"
+    return [("Chance of a wrapped coordinate", f"{found:.0e}" if found >= 1e-300 else "under 1e-300", meaning)]
+
+
+def _of_budget(privacy: Json) -> str:
+    days = number(privacy.get("period_days"))
+    of = "" if days is None else f" of any {days:g} days (the epsilon above is of all time)"
+    return f"epsilon{of} beyond which a partner refuses to train"
+
+
+def _of_a_user(privacy: Json) -> list[tuple[str, str, str]]:
+    """Returns, where the unit is less than a user, what the same releases mean for users, by their training rows."""
+    return [
+        (
+            f"Epsilon of a user with {rows} training rows",
+            "no finite bound" if number(found) is None else epsilon(found),
+            "all of the user's rows added or removed (PLD)",
+        )
+        for rows, found in table(privacy, "by_rows_of_a_user").items()
+        if str(rows) != "1"
+    ]
 
 
 def _second(privacy: Json) -> str:
@@ -107,6 +137,12 @@ def banners(privacy: Json) -> list[Banner]:
             " noise and remove it: against them there is no privacy. Such a run is for tests, never for people's data."
         )
         found.append(Banner("The noise is reproducible", body, grave=True))
+    if privacy.get("unit") == "impression":
+        body = (
+            "Epsilon holds for one training row. A person with many rows is protected far less, and a click lies in its"
+            " user's later rows too, as history: the table below has the epsilon of a whole user."
+        )
+        found.append(Banner("Single rows are protected, not users", body, grave=False))
     if privacy.get("aggregation") == "plain":
         body = "Aggregation is plain: each partner's update reaches the server by itself, not only the sum."
         note = text(privacy.get("aggregation_note"))

@@ -20,6 +20,7 @@ from common.errors import ConfigError
 from common.noise_shares import noise_shares
 from common.privacy.accountants import prv_error
 from common.privacy.accounting import AGREEMENT, composed_epsilon, rounded_up
+from common.privacy.mixture import user_epsilon
 from common.privacy.plan import (
     NEAR_THE_BEST,
     Choice,
@@ -31,7 +32,7 @@ from common.privacy.plan import (
     sgd_clamp_probability,
     wrap_probability,
 )
-from common.privacy.views import VIEWS, bounds_of, noise_left
+from common.privacy.views import VIEWS, bounds_of, bounds_with_noise, noise_left
 from common.runfolder import RunFolder, jsonable, write_json
 from common.secagg.parameters import RING
 from simulations.budget_plot import write_budget_plot
@@ -84,10 +85,13 @@ def make_setting(config: Config, users: Sequence[int], parameters: int) -> Setti
     common = {"epsilon": privacy.epsilon, "delta": privacy.delta, "parameters": parameters}
     if privacy.mode == "distributed":
         # Shares are sized for the fewest that can be left, so a full cohort's sum has more noise than is accounted.
-        extra = math.sqrt(cohort / noise_shares(config))
-        return Setting(units=sum(users) * cohort / len(users), extra_noise=extra, **common)  # type: ignore[arg-type]
+        shares = noise_shares(config)
+        units = sum(users) * privacy.units_per_user * cohort / len(users)
+        others = tuple(bounds_with_noise(privacy, shares)[1:])  # the first is epsilon itself
+        return Setting(units=units, extra_noise=math.sqrt(cohort / shares), others=others, **common)  # type: ignore[arg-type]
     local_steps = config.round.local_steps
-    return Setting(units=statistics.median(users), sums=cohort, local_steps=local_steps, **common)  # type: ignore[arg-type]
+    units = statistics.median(users) * privacy.units_per_user
+    return Setting(units=units, sums=cohort, local_steps=local_steps, **common)  # type: ignore[arg-type]
 
 
 def _plan(config: Config, setting: Setting) -> tuple[list[Choice], Choice, Choice]:
@@ -136,6 +140,7 @@ def _facts(config: Config, users: Sequence[int], source: str) -> dict[str, Any]:
     return {
         "mode": config.privacy.mode,
         "unit": config.privacy.unit,
+        "rows_of_a_user": config.privacy.units_per_user,
         "clip": config.privacy.clip,
         "partners": config.data.partners,
         "partners_per_round": config.round.partners_per_round or config.data.partners,
@@ -147,9 +152,9 @@ def _in_full(config: Config, choice: Choice, second_opinion: bool) -> dict[str, 
     """Returns one choice with what each adversary learns, and the second accountant's epsilon where it is wanted."""
     privacy = config.privacy
     found: dict[str, Any] = asdict(choice) | {"clip": privacy.clip, "views": _views(config, choice)}
-    found["over_bound"] = [
-        view for view, bound in bounds_of(privacy).items() if found["views"][view] > bound * (1 + 1e-9)
-    ]
+    if privacy.unit == "impression":
+        composition = ((choice.sampling_rate, choice.noise_multiplier, choice.steps),)
+        found["user_epsilon"] = user_epsilon(composition, privacy.max_impressions_per_user, privacy.delta)
     if second_opinion:
         composition = ((choice.sampling_rate, choice.noise_multiplier, choice.steps),)
         second = composed_epsilon(composition, privacy.delta, "prv")
@@ -175,8 +180,9 @@ def _configured(config: Config, asked: Choice) -> dict[str, Any] | None:
     noise = config.privacy.noise_multiplier
     if noise is None:
         return None
-    cost = composed_epsilon(((asked.sampling_rate, noise, asked.steps),), config.privacy.delta)
-    return {"noise_multiplier": noise, "epsilon": cost, "fits": cost <= config.privacy.epsilon * (1 + 1e-9)}
+    views = _views(config, replace(asked, noise_multiplier=noise))
+    over = [view for view, bound in bounds_of(config.privacy).items() if views[view] > bound * (1 + 1e-9)]
+    return {"noise_multiplier": noise, "epsilon": views["server"], "views": views, "over": over}
 
 
 def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -244,6 +250,12 @@ def _closing(result: dict[str, Any]) -> list[str]:
     ]
     for name, one in (("Asked", asked), ("Recommended", best)):
         lines += _adversaries(name, one) if result["setting"]["mode"] == "distributed" else []
+        if "user_epsilon" in one:
+            rows = result["setting"]["rows_of_a_user"]
+            lines.append(
+                f"{name}: epsilon {_spelt(one['user_epsilon'])} for a whole user with {rows} training rows"
+                " (privacy.max_impressions_per_user)."
+            )
         if "second_opinion" in one:
             second = one["second_opinion"]
             agreement = "agrees" if second["agree"] else "DISAGREES: rely on the larger"
@@ -252,7 +264,8 @@ def _closing(result: dict[str, Any]) -> list[str]:
                 f"{name}: PLD {rounded_up(one['epsilons'][-1])}, second opinion PRV {answer}, which {agreement}."
             )
     if configured:
-        verdict = "within the budget" if configured["fits"] else "OVER the budget: the last rounds will be refused"
+        over = " and ".join(f"privacy.epsilon{'' if view == 'server' else '_' + view}" for view in configured["over"])
+        verdict = f"OVER {over}: the budget will refuse the last rounds" if over else "within the budget"
         lines.append(
             f"The configuration names noise_multiplier {configured['noise_multiplier']:g}: epsilon"
             f" {_spelt(configured['epsilon'])} after all rounds, {verdict}."
@@ -272,12 +285,10 @@ def _times(asked: dict[str, Any], best: dict[str, Any]) -> str:
 
 def _adversaries(name: str, one: dict[str, Any]) -> list[str]:
     spelt = {view: _spelt(value) for view, value in one["views"].items()}
-    text = (
+    return [
         f"{name}: epsilon {spelt['server']} against the server and the public, {spelt['partner']} against another"
-        f" partner, {spelt['broken']} should secure aggregation be broken"
-    )
-    refused = [f"privacy.epsilon{'' if view == 'server' else '_' + view}" for view in one["over_bound"]]
-    return [text + (f"; OVER {' and '.join(refused)}: the budget will refuse the last rounds." if refused else ".")]
+        f" partner, {spelt['broken']} should secure aggregation be broken."
+    ]
 
 
 def _spelt(epsilon: float | None) -> str:

@@ -55,8 +55,6 @@ def declared_users(config: Config, folder: Path) -> tuple[list[int], str]:
     if all(path.is_file() for path in homes):
         return [int(read_toml(path)["declared_users"]) for path in homes], "declared in the run folder"
     data = config.data
-    if config.privacy.unit != "user":
-        raise ConfigError(f'privacy.unit = "{config.privacy.unit}": {_ASK}, counted in that unit')
     if data.source in ("files", "movietweetings"):
         raise ConfigError(f'data.source = "{data.source}": a plan does not read a log; {_ASK}')
     if data.source == "generated" and data.generator.users > _QUICKLY_GENERATED:

@@ -4,14 +4,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from client.partner import load_partner
 from common.config import Config
 from common.errors import LedgerError
 from common.noise_shares import noise_shares
-from common.privacy.accounting import composed_epsilon, epsilon, privacy_statement
-from common.privacy.calibrate import calibrate_noise
+from common.privacy.accounting import composed_epsilon, epsilon
+from common.privacy.calibrate import noise_within
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
+from common.privacy.mixture import by_rows
+from common.privacy.plan import wrap_probability
+from common.privacy.statement import privacy_statement
+from common.privacy.views import bounds_with_noise
 from common.runfolder import RunFolder, partner_name
+from common.secagg.parameters import RING
 from simulations.sizes import busiest
 
 ASSUMPTION = (
@@ -42,15 +48,17 @@ def aggregation_note(config: Config) -> str:
 
 
 def with_noise(config: Config) -> Config:
-    """Returns the configuration with the noise that spends its epsilon over the busiest partner's steps.
+    """Returns the configuration with the least noise that keeps its bounds over the busiest partner's steps.
 
-    A configuration that names its noise multiplier is returned as it is.
+    These are `epsilon`, and `epsilon_partner` and `epsilon_broken` where they are set. A configuration that names its
+    noise multiplier is returned as it is.
     """
     privacy, rounds = config.privacy, config.round
     if privacy.mode == "none" or privacy.noise_multiplier is not None:
         return config
     steps = busiest(config)[-1] * rounds.local_steps
-    noise = calibrate_noise(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
+    bounds = bounds_with_noise(privacy, noise_shares(config))
+    noise = noise_within(bounds, privacy.delta, privacy.sampling_rate, steps)
     return replace(config, privacy=replace(privacy, noise_multiplier=noise))
 
 
@@ -68,13 +76,14 @@ def planned_epsilon(config: Config, rounds: int) -> float | None:
 def read_ledgers(config: Config, folder: RunFolder) -> dict[str, list[DpEvent]]:
     """Returns partner -> the events in its ledger, which count as spent."""
     names = [partner_name(number) for number in range(config.data.partners)]
-    return {name: list(Ledger(folder.ledgers / f"{name}.jsonl").events()) for name in names}
+    return {name: list(Ledger(folder.ledgers / f"{name}.jsonl", name).events()) for name in names}
 
 
 def more_users(config: Config, num_parameters: int, users_per_partner: Sequence[int]) -> str:
     """Returns, in words, how large the noise of one step is beside the data, and what more users would change."""
     privacy, users = config.privacy, sorted(users_per_partner)[len(users_per_partner) // 2]
-    noise = (privacy.noise_multiplier or 0.0) * num_parameters**0.5 / (privacy.sampling_rate * users)
+    units = users * privacy.units_per_user
+    noise = (privacy.noise_multiplier or 0.0) * num_parameters**0.5 / (privacy.sampling_rate * units)
     cohort = config.round.partners_per_round or config.data.partners
     return (
         f"At the median partner ({users} users) the noise of one step has {noise:.2g} times the length of the largest"
@@ -116,6 +125,8 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
     return {
         "mode": privacy.mode,
         "unit": statement.unit,
+        "user_epsilon": statement.user_epsilon,
+        "by_rows_of_a_user": by_rows(worst, privacy.delta) if statement.unit == "impression" else {},
         "epsilon": statement.epsilon,
         "delta": statement.delta,
         "adjacency": statement.adjacency,
@@ -125,6 +136,7 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
         "protects_against": statement.protects_against,
         "views": statement.views,
         "noise_shares": noise_shares(config),
+        "wrap_probability": _wraps(config, folder),
         "sentence": statement.sentence(),
         "fixed_seed": statement.fixed_seed,
         "noise_multiplier": privacy.noise_multiplier,
@@ -132,6 +144,7 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
         "clip": privacy.clip,
         "steps": statement.steps,
         "budget": privacy.epsilon,
+        "period_days": privacy.period_days,
         "assumption": ASSUMPTION,
         "aggregation": config.aggregation.method,
         "aggregation_note": aggregation_note(config),
@@ -139,13 +152,31 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
     }
 
 
-def spent_by_round(config: Config, folder: RunFolder, rounds: Sequence[int]) -> list[float | None]:
-    """Returns, for each round, the largest epsilon of any partner up to and with it, from the ledgers."""
+def _wraps(config: Config, folder: RunFolder) -> float | None:
+    """Returns a bound on the chance that a coordinate of a round's sum wraps; None where no integers are summed."""
+    privacy, partners = config.privacy, config.data.partners
+    if privacy.mode != "distributed":
+        return None
+    cohort, grid = config.round.partners_per_round or partners, 2**privacy.grid_bits
+    users = [load_partner(folder.partner(number) / "partner.toml").declared_users for number in range(partners)]
+    largest = sum(sorted(users)[-cohort:]) * privacy.units_per_user
+    deviation = (privacy.noise_multiplier or 0.0) * grid * (cohort / noise_shares(config)) ** 0.5
+    return wrap_probability(RING // 2, grid, largest, privacy.sampling_rate, deviation)
+
+
+def spent_by_round(config: Config, folder: RunFolder, rounds: Sequence[int], run_id: str) -> list[float | None]:
+    """Returns, for each round of a run, the largest epsilon of any partner up to and with it, from the ledgers.
+
+    What a ledger holds of other runs counts in each: all of it was released before, or may have been.
+    """
     if config.privacy.mode == "none":
         return [None] * len(rounds)
     spent = read_ledgers(config, folder).values()
     return [
-        max(epsilon([event for event in events if event.round <= last], config.privacy.delta) for events in spent)
+        max(
+            epsilon([event for event in events if event.run_id != run_id or event.round <= last], config.privacy.delta)
+            for events in spent
+        )
         for last in rounds
     ]
 

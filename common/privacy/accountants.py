@@ -22,7 +22,7 @@ Composition = tuple[Group, ...]  # sorted, one group per distinct (sampling rate
 
 PRV_EPSILON_ERROR = 0.01  # of the second accountant, and already added to what it reports
 
-_BLOCK_STEPS = 4096  # see `_self_compose`
+_BLOCK_STEPS = 4096  # see `self_compose`
 _MAX_STEP_BINS = 2**14
 _MAX_TOTAL_BINS = 2**20
 _MAX_PRV_BINS = 2**20
@@ -38,9 +38,11 @@ def pld_epsilon(composition: Composition, delta: float) -> float:
     interval = _interval(groups)
     total = None
     for rate, noise, steps in groups:
-        part = _self_compose(_step_pld(rate, noise, interval), steps)
+        part = self_compose(_step_pld(rate, noise, interval), steps)
         total = part if total is None else total.compose(part)
-    return float(total.get_epsilon_for_delta(delta))  # type: ignore[union-attr]  # composition is not empty
+    # The search divides by sums of masses that can be subnormal: infinity is then the right quotient.
+    with np.errstate(over="ignore"):
+        return float(total.get_epsilon_for_delta(delta))  # type: ignore[union-attr]  # composition is not empty
 
 
 def _merge_unsampled(composition: Composition) -> list[Group]:
@@ -57,7 +59,7 @@ def _step_pld(sampling_rate: float, noise_multiplier: float, interval: float) ->
     )
 
 
-def _self_compose(pld: Any, steps: int) -> Any:
+def self_compose(pld: Any, steps: int) -> Any:
     """Returns `pld` composed `steps` times, in blocks.
 
     One Fourier transform to the power of a million loses the tail in rounding error and *understates* epsilon
@@ -66,7 +68,7 @@ def _self_compose(pld: Any, steps: int) -> Any:
     blocks, rest = divmod(steps, _BLOCK_STEPS)
     total = pld.self_compose(_BLOCK_STEPS) if blocks else None
     if blocks > 1:
-        total = _self_compose(total, blocks)
+        total = self_compose(total, blocks)
     if not rest:
         return total
     remainder = pld.self_compose(rest) if rest > 1 else pld

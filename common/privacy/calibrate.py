@@ -18,6 +18,9 @@ MAX_CALIBRATED_NOISE = 1000.0
 MIN_CALIBRATED_NOISE = 0.05  # a single step with less noise has an epsilon in the hundreds
 _PER_UNIT = 1000  # noise multipliers have three decimals
 
+Bound = tuple[float, float]
+Quick = Callable[[float, float, float, int], float]
+
 
 @lru_cache(maxsize=256)
 def calibrate_noise(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
@@ -55,6 +58,25 @@ def calibrate_noise(epsilon: float, delta: float, sampling_rate: float, steps: i
     while cost((thousandths - 1) / _PER_UNIT) <= epsilon:
         thousandths -= 1
     return thousandths / _PER_UNIT
+
+
+def noise_within(
+    bounds: Iterable[Bound], delta: float, sampling_rate: float, steps: int, *, quick: Quick | None = None
+) -> float:
+    """Returns the least noise multiplier, rounded up to three decimals, that keeps every bound; as `calibrate_noise`.
+
+    Args:
+        bounds: (epsilon, part of the noise's deviation that is left for whoever it bounds, in (0, 1]), at least one.
+        delta: probability with which each may fail.
+        sampling_rate: of units, in (0, 1].
+        steps: over all rounds.
+        quick: what stands in for `calibrate_noise`, where many answers are wanted in little time.
+    """
+    least = quick or calibrate_noise
+    return max(
+        math.ceil(least(epsilon, delta, sampling_rate, steps) / left * _PER_UNIT - 1e-9) / _PER_UNIT
+        for epsilon, left in bounds
+    )
 
 
 def affordable_steps(

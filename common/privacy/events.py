@@ -11,15 +11,17 @@ from typing import Any, Literal, get_args
 
 from common.errors import ConfigError
 
-EVENT_VERSION = 2
-_READABLE_VERSIONS = (1, EVENT_VERSION)  # version 1 knew no shared noise
+EVENT_VERSION = 3
+# What an older version did not know, and what it meant by that.
+_MEANT_BY: dict[int, dict[str, Any]] = {1: {"shares": 1, "impressions": 1}, 2: {"impressions": 1}, EVENT_VERSION: {}}
 MAX_STEPS = 10_000_000  # more than any training; it keeps one absurd event from stalling the accountants
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_NAME_LENGTH = 200
+MAX_IMPRESSIONS = 100_000  # of one user
 
 Purpose = Literal["training", "statistics", "evaluation"]
 Mechanism = Literal["poisson_gaussian", "poisson_skellam", "none"]
-Unit = Literal["user"]
+Unit = Literal["user", "impression"]
 Adjacency = Literal["add_remove"]
 Mode = Literal["local", "distributed", "none"]
 
@@ -36,7 +38,8 @@ class DpEvent:
         mechanism: "poisson_gaussian" = Poisson-sampled units, clipped, summed, Gaussian noise added;
             "poisson_skellam" = the same in whole numbers, with this partner's share of Skellam noise; "none" =
             released without noise, which has no finite epsilon.
-        unit: whose data one clipped gradient holds.
+        unit: whose data one clipped gradient holds: all sampled rows of a user, or one training row (an impression
+            with the features made of its user's earlier rows).
         adjacency: which data sets count as neighbours.
         noise_multiplier: standard deviation of the noise over `clip`, > 0; 0 where mechanism is "none". In mode
             "distributed" it is that of all `shares` together, which the secure sum has at least.
@@ -47,6 +50,7 @@ class DpEvent:
         mode: "local" = each partner adds the full noise itself; "distributed" = this partner added one of `shares`
             equal parts of it, under secure aggregation; "none" goes with mechanism "none".
         shares: honest partners whose parts of the noise are in every sum; 1 unless mode is "distributed".
+        impressions: training rows of one user, at most; 1 where the unit is the user.
 
     Raises:
         ConfigError: for a value of the wrong type, out of range or not finite; one line per field.
@@ -66,6 +70,7 @@ class DpEvent:
     fixed_seed: bool
     mode: Mode
     shares: int = 1
+    impressions: int = 1
 
     def __post_init__(self) -> None:
         problems = [problem for problem in map(self._problem_with, _FIELDS) if problem] or _contradictions(self)
@@ -106,14 +111,16 @@ class DpEvent:
             ConfigError: for another version, unknown or missing fields, and values that the class refuses.
         """
         version = record.get("version")
-        if version not in _READABLE_VERSIONS or isinstance(version, bool):
+        if not isinstance(version, int) or isinstance(version, bool) or version not in _MEANT_BY:
             raise ConfigError(
-                f"event version {version!r}: this release reads {_READABLE_VERSIONS}; use the matching release"
+                f"event version {version!r}: this release reads {tuple(_MEANT_BY)}; use the matching release"
             )
-        if version == 1:
-            if "shares" in record:
-                raise ConfigError("event fields: unknown ['shares'] in version 1")
-            record = {**record, "shares": 1}
+        meant = _MEANT_BY[version]
+        if early := sorted(meant.keys() & record.keys()):
+            raise ConfigError(f"event fields: unknown {early} in version {version}")
+        if version < EVENT_VERSION and record.get("unit") != "user":
+            raise ConfigError(f'event.unit = {record.get("unit")!r:.80}: version {version} knows only "user"')
+        record = {**record, **meant}
         names = set(record) - {"version"}
         unknown, missing = sorted(map(str, names - _FIELD_SET)), sorted(_FIELD_SET - names)
         if unknown or missing:
@@ -130,7 +137,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "adjacency": get_args(Adjacency),
     "mode": get_args(Mode),
 }
-_COUNTS = {"round": (0, 2**53), "attempt": (0, 2**53), "steps": (1, MAX_STEPS), "shares": (1, 2**16)}
+_COUNTS = {
+    "round": (0, 2**53),
+    "attempt": (0, 2**53),
+    "steps": (1, MAX_STEPS),
+    "shares": (1, 2**16),
+    "impressions": (1, MAX_IMPRESSIONS),
+}
 _NUMBERS = {"noise_multiplier": (0.0, MAX_NOISE_MULTIPLIER), "sampling_rate": (0.0, 1.0), "clip": (0.0, 1e12)}
 
 
@@ -153,6 +166,10 @@ def _contradictions(event: DpEvent) -> list[str]:
         )
     if (event.shares == 1) == (event.mode == "distributed"):
         problems.append(_refuse("shares", event.shares, '1, and over 1 exactly where mode is "distributed"'))
+    if event.unit == "user" and event.impressions != 1:
+        problems.append(
+            _refuse("impressions", event.impressions, '1 where unit is "user": all of its rows are one unit')
+        )
     if event.mode == "distributed" and event.steps != 1:
         problems.append(
             _refuse(

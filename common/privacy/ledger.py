@@ -7,24 +7,26 @@ moment leaves the release charged.
 released on its strength. Where only the newline is missing the record is whole and counts. Otherwise the next append
 moves the bytes to `NAME.torn`, beside the ledger, and goes on from the last whole line.
 
-**What no chain can see by itself** is a whole file cut at a record, replaced by an older copy, deleted or written anew:
-keep `head()` elsewhere (the next message, the server's log) and give it to `verify`.
+**What no chain can see by itself** is a whole file cut at a record, replaced by an older copy, deleted or written anew.
+So its head is kept elsewhere, in the clear at the partner (`head()`, `verify`), blinded at the server (`anchor()`).
 """
 
 import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from common.errors import LedgerError
-from common.privacy.chain import Chain, Kind, LedgerHead
+from common.privacy.chain import Chain, Kind, LedgerHead, NewerLedgerError, Owner, owner_record
 from common.privacy.events import DpEvent
 
 _CHUNK_BYTES = 2**20
+_NONCE_BYTES = 32
 _MEND = "restore a copy that contains the last known head, or count the whole budget as spent"
 
 
@@ -34,21 +36,36 @@ class Ledger:
     Formal guarantees:
         - `reserve` and `commit` return only when the record is on disk (with `durable`);
         - writers in any number of processes and threads take turns;
-        - what this object has read once can be neither cut off nor replaced unnoticed.
+        - what this object has read once can be neither cut off nor replaced unnoticed;
+        - nothing is read from, or written to, another owner's ledger.
 
     Args:
         path: the file; it and its folder are created at the first write. A missing file is an empty ledger.
+        owner: the partner whose ledger it must be; None = anyone's, to read only.
         durable: flush every record to the disk itself. False is for tests and throw-away simulations.
         lock_timeout_seconds: how long to wait for another writer.
+        clock: returns the time, with its zone.
+        random: so many random bytes: the owner's nonce is drawn from it.
 
     Raises:
-        LedgerError: from every method, where the file is damaged, cannot be read or written, or stays locked.
+        LedgerError: from every method, where the file is damaged, another owner's, of a later release, cannot be read
+            or written, or stays locked.
     """
 
-    def __init__(self, path: Path, *, durable: bool = True, lock_timeout_seconds: float = 60.0) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        owner: str | None = None,
+        *,
+        durable: bool = True,
+        lock_timeout_seconds: float = 60.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._path, self._owner = path, owner
         self._durable = durable
         self._lock_timeout_seconds = lock_timeout_seconds
+        self._clock, self._random = clock, random
         self._chain = Chain()
         self._inode: int | None = None
         self._thread_lock = threading.RLock()
@@ -73,10 +90,31 @@ class Ledger:
             if reservation not in chain.committed:
                 self._write("commit", reservation)
 
-    def events(self) -> tuple[DpEvent, ...]:
-        """Returns everything that counts as spent, oldest first: all reservations, committed or not."""
+    def events(self, since: datetime | None = None) -> tuple[DpEvent, ...]:
+        """Returns what counts as spent, oldest first: all reservations, committed or not; or those not before `since`.
+
+        A record's time is never before that of a record in front of it (of version 1, it is taken to be no earlier).
+        """
         with self._thread_lock:
-            return tuple(self._read().reserved.values())
+            chain = self._read()
+            return tuple(
+                event for number, event in chain.reserved.items() if since is None or chain.times[number - 1] >= since
+            )
+
+    def now(self) -> datetime:
+        """Returns the time by the ledger's clock."""
+        return self._clock()
+
+    def last_time(self) -> datetime | None:
+        """Returns the time of the last record; None before the first."""
+        with self._thread_lock:
+            return self._read().last_time
+
+    def owner(self) -> str | None:
+        """Returns whose ledger it says that it is; None where nothing was written yet, or by version 1 alone."""
+        with self._thread_lock:
+            owner = self._read().owner
+            return owner.partner if owner else None
 
     def uncommitted(self) -> tuple[int, ...]:
         """Returns the reservations that were never committed: a crash, or a round under way. They count as spent."""
@@ -88,6 +126,23 @@ class Ledger:
         """Returns where the ledger stands now."""
         with self._thread_lock:
             return self._read().head
+
+    def anchor(self) -> str:
+        """Returns what may leave the partner of its head: a blinded commitment to it, "" where no owner is written."""
+        with self._thread_lock:
+            return self._read().anchor()
+
+    def place_of(self, anchor: str) -> tuple[int, datetime] | None:
+        """Returns how many records there were when this was the anchor, and the last one's time; None for no anchor."""
+        with self._thread_lock:
+            chain = self._read()
+            place = chain.place_of(anchor)
+            return None if place is None else (place, chain.times[place - 1])
+
+    def require(self, head: LedgerHead) -> None:
+        """Raises `LedgerError` unless the ledger, as far as it was read, contains a head kept elsewhere."""
+        with self._thread_lock:
+            self._require(self._read(), head)
 
     def verify(self, anchor: LedgerHead | None = None) -> LedgerHead:
         """Reads the whole file anew, checks every record, and returns where the ledger stands.
@@ -101,12 +156,16 @@ class Ledger:
         with self._thread_lock:
             fresh = self._read(Chain())
             for known in (self._chain.head, anchor):
-                if known is not None and not fresh.contains(known):
-                    raise self._error(
-                        f"does not contain the known record {known.num_records}: it holds {fresh.head.num_records} and"
-                        f" was cut, replaced or written anew; {_MEND}"
-                    )
+                if known is not None:
+                    self._require(fresh, known)
             return fresh.head
+
+    def _require(self, chain: Chain, known: LedgerHead) -> None:
+        if not chain.contains(known):
+            raise self._error(
+                f"does not contain the known record {known.num_records}: it holds {chain.head.num_records} and was cut,"
+                f" replaced or written anew; {_MEND}"
+            )
 
     @contextmanager
     def _holding(self) -> Iterator[int]:
@@ -129,6 +188,11 @@ class Ledger:
         elif self._exists():
             with self._opened(writable=False) as descriptor:
                 self._catch_up(chain, descriptor)
+        if self._owner is not None and chain.owner is not None and chain.owner.partner != self._owner:
+            raise self._error(
+                f"is the ledger of {chain.owner.partner!r} and not of {self._owner!r}: give each partner its own file"
+                " (ledger in its configuration); a partner that was renamed keeps the name in its ledger"
+            )
         return chain
 
     def _catch_up(self, chain: Chain, descriptor: int) -> None:
@@ -142,21 +206,36 @@ class Ledger:
             return
         try:
             chain.absorb(_read_from(descriptor, chain.size))
+        except NewerLedgerError as error:
+            raise self._error(str(error)) from None
         except LedgerError as error:
             raise self._error(f"{error}; {_MEND}") from None
 
     def _write(self, kind: Kind, body: Any) -> int:
+        if self._owner is None:
+            raise self._error("was opened to be read: who writes says whose ledger it is")
         with self._holding() as descriptor:
             chain = self._read()
-            new_bytes = chain.next_bytes(kind, body)
-            try:
-                self._set_torn_bytes_aside(descriptor)
-                _write_all(descriptor, new_bytes)
-                self._flush(descriptor)
-            except OSError as error:
-                raise self._error(f"cannot be written ({error.strerror}), so nothing may be released") from None
-            chain.absorb(new_bytes)
+            if chain.owner is None:  # a new file, or one of version 1, which is migrated by this
+                self._append(chain, descriptor, "owner", owner_record(self._new_owner(self._owner)))
+            self._append(chain, descriptor, kind, body)
             return chain.head.num_records
+
+    def _new_owner(self, partner: str) -> Owner:
+        try:
+            return Owner(partner, self._random(_NONCE_BYTES).hex())
+        except ValueError as error:
+            raise self._error(f"cannot be a ledger of {partner!r:.80}: {error}") from None
+
+    def _append(self, chain: Chain, descriptor: int, kind: Kind, body: Any) -> None:
+        new_bytes = chain.next_bytes(kind, body, self._clock())
+        try:
+            self._set_torn_bytes_aside(descriptor)
+            _write_all(descriptor, new_bytes)
+            self._flush(descriptor)
+        except OSError as error:
+            raise self._error(f"cannot be written ({error.strerror}), so nothing may be released") from None
+        chain.absorb(new_bytes)
 
     def _set_torn_bytes_aside(self, descriptor: int) -> None:
         if not self._chain.torn:

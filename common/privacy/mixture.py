@@ -9,6 +9,8 @@ mixture, and that a vector's mixture is dominated by that of the norms).
 """
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,18 +21,19 @@ from scipy.special import logsumexp
 from scipy.stats import binom, norm
 
 from common.errors import ConfigError
-from common.privacy.accountants import Composition, Group, _self_compose
-from common.privacy.accounting import MAX_EPSILON, MIN_DELTA, composed_epsilon
+from common.privacy.accountants import Composition, Group, self_compose
+from common.privacy.accounting import MAX_EPSILON, MIN_DELTA, compose, composed_epsilon, merge
+from common.privacy.events import MAX_IMPRESSIONS, DpEvent
 
-MAX_IMPRESSIONS = 100_000
+Parts = tuple[tuple[Group, int], ...]  # steps of one kind, and the impressions of the user at them
 
+_ROWS_SHOWN = (1, 2, 5, 10, 20, 50)
 _MAX_STEP_BINS = 2**12
 _MAX_STEP_LOSS = 2e4  # of natural logarithm: less noise than this has nothing left to account for
 _NO_MASS = 1e-30  # of a binomial tail, whose sensitivity is rounded up
 _NO_LOSS_MASS = 1e-22  # where dp-accounting cuts the losses of a step
 
 
-@lru_cache(maxsize=1024)
 def user_epsilon(composition: Composition, impressions: int, delta: float) -> float:
     """Returns the epsilon (PLD) of a user with so many impressions, of steps that clip and sample impressions.
 
@@ -54,43 +57,70 @@ def user_epsilon(composition: Composition, impressions: int, delta: float) -> fl
         raise ConfigError(f"impressions = {impressions!r}: from 0 to {MAX_IMPRESSIONS}")
     if not MIN_DELTA <= delta < 1:
         raise ConfigError(f"delta = {delta!r}: at least {MIN_DELTA:g} and below 1")
-    if impressions <= 1:
-        return composed_epsilon(composition, delta) if impressions else 0.0
-    whole = composed_epsilon(_all_at_once(composition, impressions), delta)
-    if whole == 0 or all(group[0] == 1 for group in composition):
+    return _epsilon_of_parts(tuple((group, impressions) for group in composition if impressions), delta)
+
+
+def epsilon_per_user(events: Iterable[DpEvent], delta: float) -> float:
+    """Returns the epsilon (PLD) of a user, of releases whose units are users or impressions; as `user_epsilon`."""
+    by_impressions: dict[int, list[DpEvent]] = {}
+    for event in events:
+        if event.mechanism == "none":
+            return math.inf
+        by_impressions.setdefault(event.impressions, []).append(event)
+    return _epsilon_of_parts(
+        tuple((group, count) for count in sorted(by_impressions) for group in compose(by_impressions[count])), delta
+    )
+
+
+def by_rows(events: Iterable[DpEvent], delta: float) -> dict[int, float]:
+    """Returns epsilon by the training rows of a user, from 1 to the most that any can have: a public table.
+
+    Which of its lines is a person's own follows from that person's log, which the partner knows and nobody else.
+    """
+    kept = tuple(events)
+    most = max((event.impressions for event in kept), default=1)
+    return {
+        rows: epsilon_per_user([replace(event, impressions=min(rows, event.impressions)) for event in kept], delta)
+        for rows in sorted({rows for rows in _ROWS_SHOWN if rows < most} | {most})
+    }
+
+
+@lru_cache(maxsize=1024)
+def _epsilon_of_parts(parts: Parts, delta: float) -> float:
+    if all(impressions == 1 for _, impressions in parts):
+        return composed_epsilon(tuple(group for group, _ in parts), delta)
+    whole = composed_epsilon(merge(_all_at_once(*part) for part in parts), delta)
+    if whole == 0 or all(group[0] == 1 for group, _ in parts):
         return whole  # without sampling all impressions join every step, which is one Gaussian
-    if math.isinf(composed_epsilon(_half_the_time(composition, impressions), delta)):
+    if math.isinf(composed_epsilon(merge(_half_the_time(*part) for part in parts), delta)):
         return math.inf
-    if any(_largest_loss(group, impressions) > _MAX_STEP_LOSS for group in composition):
+    if any(_largest_loss(*part) > _MAX_STEP_LOSS for part in parts):
         return math.inf
-    interval = _interval(composition, impressions)
+    interval = _interval(parts)
     total = None
-    for group in composition:
-        part = _self_compose(_step(group[0], group[1], impressions, interval), group[2])
+    for (rate, noise, steps), impressions in parts:
+        part = self_compose(_step(rate, noise, impressions, interval), steps)
         total = part if total is None else total.compose(part)
-    found = float(total.get_epsilon_for_delta(delta))  # type: ignore[union-attr]  # composition is not empty here
+    found = float(total.get_epsilon_for_delta(delta))  # type: ignore[union-attr]  # there are parts here
     return min(found, whole) if min(found, whole) <= MAX_EPSILON else math.inf
 
 
-def _all_at_once(composition: Composition, impressions: int) -> Composition:
+def _all_at_once(group: Group, impressions: int) -> Group:
     """Returns the steps as they would be if a user's impressions were all sampled, or none: never cheaper.
 
     Any of them is sampled with probability 1 - (1 - q)^m, and then moves the sum by m clips at most.
     """
-    return tuple(
-        (-math.expm1(impressions * math.log1p(-rate)) if rate < 1 else 1.0, noise / impressions, steps)
-        for rate, noise, steps in composition
-    )
+    rate, noise, steps = group
+    return -math.expm1(impressions * math.log1p(-rate)) if rate < 1 else 1.0, noise / impressions, steps
 
 
-def _half_the_time(composition: Composition, impressions: int) -> Composition:
+def _half_the_time(group: Group, impressions: int) -> Group:
     """Returns steps that cost less and are soon accounted: the median number of impressions where that or more join."""
-    groups = []
-    for rate, noise, steps in composition:
-        median = max(1, int(binom.median(impressions, rate))) if rate < 1 else impressions
-        chance = min(1.0, float(binom.sf(median - 1, impressions, rate))) if rate < 1 else 1.0
-        groups.append((chance, noise / median, steps))
-    return tuple(groups)
+    rate, noise, steps = group
+    if rate == 1:
+        return 1.0, noise / impressions, steps
+    median = max(1, int(binom.median(impressions, rate)))
+    return min(1.0, float(binom.sf(median - 1, impressions, rate))), noise / median, steps
 
 
 @lru_cache(maxsize=64)
@@ -133,10 +163,10 @@ def _largest_loss(group: Group, impressions: int) -> float:
     return float(logsumexp(np.log(mass_K) + sensitivity_K * (edge - sensitivity_K / 2) / noise**2))
 
 
-def _interval(composition: Composition, impressions: int) -> float:
+def _interval(parts: Parts) -> float:
     """Returns the discretisation interval: a 16th of a step's deviation, as `accountants` has it, or what fits."""
-    wanted = min(1e-2, *(_loss_deviation(group, impressions) / 16 for group in composition))
-    floor = max(_largest_loss(group, impressions) for group in composition) / _MAX_STEP_BINS
+    wanted = min(1e-2, *(_loss_deviation(*part) / 16 for part in parts))
+    floor = max(_largest_loss(*part) for part in parts) / _MAX_STEP_BINS
     return float(2.0 ** math.floor(math.log2(max(wanted, floor))))
 
 

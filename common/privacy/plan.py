@@ -14,7 +14,7 @@ from scipy.stats import binom
 
 from common.errors import ConfigError
 from common.privacy.accounting import MIN_DELTA, composed_epsilon
-from common.privacy.calibrate import calibrate_noise
+from common.privacy.calibrate import Bound, noise_within
 from common.privacy.quick import gaussian_noise_multiplier, quick_epsilon, quick_noise
 from common.privacy.skellam import tail_probability
 
@@ -37,6 +37,7 @@ class Setting:
         local_steps: of a round.
         parameters: trained numbers (D).
         extra_noise: noise in a sum over that which is accounted, at least 1: where everybody is there.
+        others: further bounds to keep, as (epsilon, part of the noise's deviation that is left for whoever it bounds).
 
     Raises:
         ConfigError: for values out of range; one line per value.
@@ -49,6 +50,12 @@ class Setting:
     local_steps: int = 1
     parameters: int = 1
     extra_noise: float = 1.0
+    others: tuple[Bound, ...] = ()
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        """All bounds, the budget first."""
+        return ((self.epsilon, 1.0), *self.others)
 
     def __post_init__(self) -> None:
         problems = [
@@ -70,7 +77,7 @@ class Choice:
         sampling_rate: probability with which each unit joins each step.
         rounds: of the run.
         steps: of the partner that takes part most often, over all rounds.
-        noise_multiplier: the least that keeps `steps` within the budget, in thousandths.
+        noise_multiplier: the least that keeps `steps` within all bounds, in thousandths.
         step_noise: length of one step's noise over the largest mean gradient that the units of one sum could give.
         run_noise: the same over all steps of the run and all sums that are averaged: noise over progress.
         efficiency: share of the best progress over noise that this budget could buy, at most about 1.
@@ -108,7 +115,7 @@ def plan_choices(setting: Setting, rates: Sequence[float], courses: Mapping[int,
 
 def _choice(setting: Setting, rate: float, rounds: int, course: Sequence[int]) -> Choice:
     steps = course[rounds]
-    noise = quick_noise(setting.epsilon, setting.delta, rate, steps)
+    noise = noise_within(setting.bounds, setting.delta, rate, steps, quick=quick_noise)
     return with_noise(
         setting,
         Choice(
@@ -152,13 +159,17 @@ def confirmed(setting: Setting, choice: Choice, course: Sequence[int]) -> Choice
     noise = choice.noise_multiplier
     rate, steps = choice.sampling_rate, choice.steps
     below = round(noise - 0.001, 3)
-    if composed_epsilon(((rate, noise, steps),), setting.delta) > setting.epsilon or (
-        below > 0 and composed_epsilon(((rate, below, steps),), setting.delta) <= setting.epsilon
-    ):
-        noise = calibrate_noise(setting.epsilon, setting.delta, rate, steps)
+    if not _keeps(setting, rate, noise, steps) or (below > 0 and _keeps(setting, rate, below, steps)):
+        noise = noise_within(setting.bounds, setting.delta, rate, steps)
     taken = _stops(choice.rounds, course)
     spent = tuple(composed_epsilon(((rate, noise, count),) if count else (), setting.delta) for count in taken)
     return replace(with_noise(setting, choice, noise), epsilons=spent)
+
+
+def _keeps(setting: Setting, rate: float, noise: float, steps: int) -> bool:
+    return all(
+        composed_epsilon(((rate, noise * left, steps),), setting.delta) <= epsilon for epsilon, left in setting.bounds
+    )
 
 
 def recommended(choices: Sequence[Choice], rounds: int) -> Choice:

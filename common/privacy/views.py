@@ -26,6 +26,11 @@ def bounds_of(policy: PrivacyConfig) -> dict[View, float]:
     return {view: bound for view, bound in zip(VIEWS, asked, strict=True) if bound is not None}
 
 
+def bounds_with_noise(policy: PrivacyConfig, shares: int) -> list[tuple[float, float]]:
+    """Returns, for every bound that a policy sets, (epsilon, part of the noise's deviation that is left for it)."""
+    return [(bound, noise_left(1.0, shares, view)) for view, bound in bounds_of(policy).items()]
+
+
 def noise_left(noise_multiplier: float, shares: int, view: View) -> float:
     """Returns what one adversary sees of noise that is made of so many equal parts; all of it where there is one."""
     if shares == 1 or view == "server":

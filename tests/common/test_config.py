@@ -459,6 +459,7 @@ def test_promise_2_privacy_is_a_class_of_its_own() -> None:
         "max_impressions_per_user",
         "max_local_steps",
         "fixed_seed",
+        "period_days",
     }
     words = ("noise", "clip", "epsilon", "delta", "sigma", "sampl", "secure", "privacy", "unit")
     for section in SECTIONS:

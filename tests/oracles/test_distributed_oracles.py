@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ from conftest import random_features
 from dp_events import release
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus.grad_sample import GradSampleHooks
 from scipy import stats
 from test_training_oracles import all_rows, new_model, one_user_gradient
 
 from client.distributed import SharedStep, clip_and_round, noised_step, rounding_bound, skellam
+from client.gradients import GradientHooks
 from client.training import Randomness, clipped_sum, load_for_training, secure_generator
-from common.errors import ConfigError
-from common.privacy.accounting import epsilon, privacy_statement
+from common.errors import ConfigError, DataError
+from common.privacy.accounting import epsilon
+from common.privacy.statement import privacy_statement
 from common.privacy.views import VIEWS, as_seen, noise_seen
 from common.vector import read_vector
 
@@ -28,7 +30,7 @@ STEP = SharedStep(1.0, 0.0, shares=3, clip=CLIP, grid=GRID, max_rows=100, declar
 def part(seed: int, step: SharedStep = STEP, users: int = 12) -> np.ndarray:
     model = new_model()
     return noised_step(
-        model, read_vector(model), random_features(users, seed), step, Randomness(1, f"p{seed}", 1)
+        model, read_vector(model), lambda: random_features(users, seed), step, Randomness(1, f"p{seed}", 1)
     ).sum_D
 
 
@@ -37,7 +39,7 @@ def test_without_noise_the_parts_add_up_to_the_centralised_step_on_the_union() -
     parts = [part(seed) for seed in (1, 2, 3)]
     model = new_model()
     load_for_training(model, read_vector(model))
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = GradientHooks(model)
     bound = rounding_bound(len(parts[0]), CLIP, GRID)
     central_D = sum(
         clipped_sum(model, random_features(12, s), all_rows(random_features(12, s)), bound) for s in (1, 2, 3)
@@ -91,6 +93,19 @@ def test_nobody_sampled_is_a_step_of_noise_alone() -> None:
     assert part(1, replace(quiet, noise_multiplier=0.0)).any() == False  # noqa: E712 (a numpy bool)
     noise_D = part(1, quiet)
     assert noise_D.std() > 0.5 * quiet.part_deviation
+
+
+def test_a_partner_that_cannot_train_sends_its_part_of_the_noise_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """The others' sums rely on that part; and the same noise as ever: a failure must not show in the numbers."""
+    step, model = replace(STEP, noise_multiplier=1.0), new_model()
+
+    def broken() -> Any:
+        raise DataError("/data/clicks.csv: no such file")
+
+    found_D = noised_step(model, read_vector(model), broken, step, Randomness(1, "p1", 1)).sum_D
+    assert np.array_equal(found_D, part(1, step) - part(1, replace(step, noise_multiplier=0.0)))
+    assert found_D.std() > 0.9 * step.part_deviation
+    assert "cannot train; it sends its part of the noise alone" in caplog.text
 
 
 @pytest.mark.parametrize("survivors", [3, 4, 7])

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import random_features
-from opacus.grad_sample import GradSampleHooks
 
+from client.gradients import GradientHooks
 from client.training import MAX_WEIGHT, DpStep, Randomness, clipped_sum, require_in_bounds, train_privately
 from common.config import ModelConfig
 from common.errors import ProtocolError
@@ -38,7 +38,7 @@ def random_signs(size: float) -> ClickModel:
 def moved_by_a_longer_user(model: ClickModel, clip: float = 1.0) -> float:
     features = random_features(60, seed=4)
     short, long = rows_of(features, 3, 3)[1:], rows_of(features, 9, 9)[:1]
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = GradientHooks(model)
     with np.errstate(all="ignore"):
         without_D = clipped_sum(model, features, short, clip)
         with_user_D = clipped_sum(model, features, [*short, *long], clip)
@@ -91,7 +91,7 @@ def test_padding_reaches_no_other_user_even_where_numbers_overflow() -> None:
     """Out of bounds, so refused in training; padding with a user's own row holds without that as well."""
     features, model = equal_users_and_one_longer(100), overflowing_model()
     chosen = rows_of(features, 8, 9)
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = GradientHooks(model)
     without_D, with_user_D = clipped_sum(model, features, chosen[:-1], 1.0), clipped_sum(model, features, chosen, 1.0)
     hooks.cleanup()
     assert [len(row_M) for row_M in chosen] == [8] * 100 + [9]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_features
-from opacus.grad_sample import GradSampleHooks
 
 from client import training
+from client.gradients import GradientHooks
 from client.training import DpStep, Randomness, clipped_sum, train_privately
 from common.config import ModelConfig
 from common.features import UserRows, make_batch
@@ -47,8 +47,9 @@ def test_per_user_gradients_equal_one_user_at_a_time(heads: int) -> None:
     features = random_features(12, purchases=heads == 2)
     model = new_model(heads)
     expected_BD = np.stack([one_user_gradient(model, features, row_M) for row_M in all_rows(features)])
-    hooks = GradSampleHooks(model, loss_reduction="sum")
-    found_BD = training.per_user_gradients(model.train(), features, all_rows(features)).numpy()
+    hooks = GradientHooks(model)
+    parts = training.per_user_gradients(model.train(), features, all_rows(features))
+    found_BD = np.concatenate([part_bD.numpy().copy() for part_bD in parts])
     hooks.cleanup()
     assert np.abs(expected_BD).max() > 0.1
     np.testing.assert_allclose(found_BD, expected_BD, atol=2e-5)
@@ -58,7 +59,7 @@ def test_without_noise_and_clip_it_is_plain_full_batch_training() -> None:
     features, plan = random_features(10), TrainingPlan(5, "adam", 0.05, 0.0)
     model = new_model()
     start_D = read_vector(model)
-    step = DpStep(1.0, 0.0, None, max_rows=100, expected_users=10.0)
+    step = DpStep(1.0, 0.0, None, max_rows=100, expected_units=10.0)
     update_D = train_privately(model, start_D, features, plan, step, Randomness(1, "p", 1))
 
     plain = new_model()
@@ -75,7 +76,7 @@ def test_without_noise_and_clip_it_is_plain_full_batch_training() -> None:
 @pytest.mark.parametrize("bound", [1, 7, 40, 4096])
 def test_physical_batches_change_nothing(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features, model = random_features(15), new_model().train()
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = GradientHooks(model)
     whole_D = clipped_sum(model, features, all_rows(features), 0.5)
     monkeypatch.setattr(training, "_PHYSICAL_ROWS", bound)
     parts_D = clipped_sum(model, features, all_rows(features), 0.5)
@@ -102,7 +103,7 @@ def spoil(features: UserRows, how: str) -> UserRows:
 @pytest.mark.parametrize("how", ["plain", "huge", "nan", "infinite", "labels"])
 def test_one_user_moves_the_clipped_sum_by_at_most_the_clip(how: str, clip: float) -> None:
     features, model = spoil(random_features(20), how), new_model().train()
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = GradientHooks(model)
     with_user_D = clipped_sum(model, features, all_rows(features), clip)
     without_D = clipped_sum(model, features, all_rows(features)[1:], clip)
     hooks.cleanup()
@@ -119,7 +120,7 @@ def test_one_user_moves_the_clipped_sum_by_at_most_the_clip(how: str, clip: floa
 def test_a_bug_of_per_row_clipping_would_be_seen() -> None:
     """Clipping each row instead of each user breaks the bound, and this measure finds it."""
     features, model = random_features(20), new_model().train()
-    hooks = GradSampleHooks(model, loss_reduction="sum")
+    hooks = GradientHooks(model)
     per_row = [np.array([row]) for row in range(len(features.text_N))]
     first = int(features.offset_U1[1])
     moved = clipped_sum(model, features, per_row, 0.01) - clipped_sum(model, features, per_row[first:], 0.01)
@@ -134,7 +135,7 @@ def noise_of_one_release(step: DpStep, seed: int) -> np.ndarray:
     model = new_model()
     plan = TrainingPlan(1, "sgd", 1.0, 0.0)
     update_D = train_privately(model, read_vector(model), features, plan, step, Randomness(seed, "p", 1))
-    return -update_D.astype(float) * step.expected_users
+    return -update_D.astype(float) * step.expected_units
 
 
 def is_scale(sample: np.ndarray, scale: float) -> bool:
@@ -143,7 +144,7 @@ def is_scale(sample: np.ndarray, scale: float) -> bool:
 
 
 def test_released_noise_has_the_claimed_scale_and_no_other() -> None:
-    step = DpStep(1e-12, 1.7, 0.8, max_rows=10, expected_users=4.0)
+    step = DpStep(1e-12, 1.7, 0.8, max_rows=10, expected_units=4.0)
     noise = np.concatenate([noise_of_one_release(step, seed) for seed in range(40)])
     assert is_scale(noise, 1.7 * 0.8)
     assert not is_scale(noise, 1.7 * 0.8 * 2 / 3)
@@ -152,7 +153,7 @@ def test_released_noise_has_the_claimed_scale_and_no_other() -> None:
 
 
 def test_an_empty_sample_is_a_step_like_any_other() -> None:
-    step = DpStep(1e-12, 1.0, 1.0, max_rows=10, expected_users=4.0)
+    step = DpStep(1e-12, 1.0, 1.0, max_rows=10, expected_units=4.0)
     first_D, second_D = noise_of_one_release(step, 1), noise_of_one_release(step, 2)
     assert len(first_D) == len(read_vector(new_model()))
     assert np.linalg.norm(first_D - second_D) > 1

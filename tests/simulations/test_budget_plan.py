@@ -91,7 +91,7 @@ def test_every_line_keeps_the_budget(toml: Path, capsys: pytest.CaptureFixture[s
 def test_shared_noise_is_smaller_and_has_a_number_per_adversary(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--set", "round.local_steps=1", "--set", "aggregation.min_partners=4"]
     local = plan(capsys, toml, *words)["asked"]
-    shared = plan(capsys, toml, *words, "--set", "privacy.mode=distributed", "--set", "privacy.epsilon_broken=5")
+    shared = plan(capsys, toml, *words, "--set", "privacy.mode=distributed")
     asked = shared["asked"]
     assert shared["setting"]["units"] == 800  # all four partners' users are behind one sum
     assert asked["noise_multiplier"] == local["noise_multiplier"]
@@ -102,8 +102,26 @@ def test_shared_noise_is_smaller_and_has_a_number_per_adversary(toml: Path, caps
     views = {"server": noise, "partner": noise * (2 / 3) ** 0.5, "broken": noise / 3**0.5}
     for view, seen in views.items():
         assert asked["views"][view] == pytest.approx(composed_epsilon(((0.25, seen, steps),), 1e-5))
-    assert asked["over_bound"] == ["broken"]
     assert asked["overflow"] < 1e-50
+
+
+@pytest.mark.parametrize(("key", "left"), [("broken", (1 / 3) ** 0.5), ("partner", (2 / 3) ** 0.5)])
+def test_the_noise_keeps_every_bound(key: str, left: float, toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The strictest of the bounds decides, by the noise that is left for whom it bounds, not a thousandth more."""
+    words = ["--set", "round.local_steps=1", "--set", "aggregation.min_partners=4", "--set", "privacy.mode=distributed"]
+    found = plan(capsys, toml, *words, "--set", f"privacy.epsilon_{key}=4.5")
+    for one in (found["asked"], found["recommended"]):
+        rate, steps, noise = one["sampling_rate"], one["steps"], one["noise_multiplier"]
+        assert one["views"][key] == composed_epsilon(((rate, noise * left, steps),), 1e-5) <= 4.5
+        assert composed_epsilon(((rate, (noise - 0.002) * left, steps),), 1e-5) > 4.5
+        assert one["views"]["server"] < 3.9
+
+
+def test_a_named_noise_is_held_to_every_bound(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", "round.local_steps=1", "--set", "aggregation.min_partners=4", "--set", "privacy.mode=distributed"]
+    words += ["--set", "privacy.epsilon=30", "--set", "privacy.noise_multiplier=2"]
+    assert plan(capsys, toml, *words)["configured"]["over"] == []
+    assert plan(capsys, toml, *words, "--set", "privacy.epsilon_broken=2")["configured"]["over"] == ["broken"]
 
 
 def test_overflow_is_none_where_nothing_is_known(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,8 +139,14 @@ def test_overflow_is_none_where_nothing_is_known(toml: Path, capsys: pytest.Capt
 def test_a_noise_of_ones_own_is_judged(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(capsys, toml)["configured"] is None
     low = plan(capsys, toml, "--set", "privacy.noise_multiplier=0.8")["configured"]
-    assert low == {"noise_multiplier": 0.8, "epsilon": composed_epsilon(((0.25, 0.8, 16),), 1e-5), "fits": False}
-    assert plan(capsys, toml, "--set", "privacy.noise_multiplier=5.0")["configured"]["fits"] is True
+    cost = composed_epsilon(((0.25, 0.8, 16),), 1e-5)
+    assert low == {
+        "noise_multiplier": 0.8,
+        "epsilon": cost,
+        "views": dict.fromkeys(("server", "partner", "broken"), cost),
+        "over": ["server"],
+    }
+    assert plan(capsys, toml, "--set", "privacy.noise_multiplier=5.0")["configured"]["over"] == []
 
 
 def test_a_second_opinion_agrees(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:

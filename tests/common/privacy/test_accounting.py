@@ -17,13 +17,12 @@ from common.errors import ConfigError
 from common.privacy.accounting import (
     AGREEMENT,
     Accountant,
-    PrivacyStatement,
     compose,
     composed_epsilon,
     epsilon,
-    privacy_statement,
 )
 from common.privacy.events import DpEvent
+from common.privacy.statement import PrivacyStatement, privacy_statement
 
 ACCOUNTANTS: tuple[Accountant, ...] = ("pld", "prv", "rdp")
 DELTA = 1e-6

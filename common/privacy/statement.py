@@ -1,0 +1,125 @@
+"""What is said beside every epsilon: unit, adjacency, delta, a second accountant, and against whom it holds."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.privacy.accountants import prv_error
+from common.privacy.accounting import AGREEMENT, compose, epsilon, rounded_up, unit_of
+from common.privacy.events import DpEvent
+from common.privacy.mixture import epsilon_per_user
+from common.privacy.views import VIEWS, as_seen
+
+EVERYONE = ("the server", "other partners", "the public", "a broken aggregation")
+SERVER_AND_PUBLIC = ("the server", "the public")  # where partners share the noise; the others are said beside it
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyStatement:
+    """What every printed epsilon carries with it (promise 4: the number is the number).
+
+    Attributes:
+        epsilon: upper bound by the first accountant; infinity = no guarantee.
+        delta: probability with which the bound may fail.
+        unit: whose data is protected by `epsilon`.
+        user_epsilon: upper bound (PLD) for a whole user, who has `impressions` training rows at most; `epsilon` itself
+            where the unit is the user.
+        impressions: training rows of one user, at most; 1 where the unit is the user.
+        adjacency: which data sets count as neighbours.
+        accountant: name of the first accountant.
+        second_accountant: name of the second.
+        second_epsilon: its upper bound, `second_epsilon_error` included.
+        second_epsilon_error: numerical error that the second accountant states for itself.
+        protects_against: who learns no more than epsilon; empty where epsilon is infinite.
+        views: epsilon against the server (and the public), another partner, and whoever breaks secure aggregation.
+        fixed_seed: some noise came from a known seed, so the guarantee holds only against those who do not know it.
+        num_events: releases that count.
+        steps: noised steps in them.
+    """
+
+    epsilon: float
+    delta: float
+    unit: str
+    user_epsilon: float
+    impressions: int
+    adjacency: str
+    accountant: str
+    second_accountant: str
+    second_epsilon: float
+    second_epsilon_error: float
+    protects_against: tuple[str, ...]
+    views: dict[str, float]
+    fixed_seed: bool
+    num_events: int
+    steps: int
+
+    @property
+    def accountants_agree(self) -> bool:
+        """Whether both accountants say the same, up to `AGREEMENT` and the second's own error."""
+        if self.epsilon == self.second_epsilon:
+            return True
+        return abs(self.epsilon - self.second_epsilon) <= AGREEMENT + self.second_epsilon_error
+
+    def sentence(self) -> str:
+        """Returns the statement in one line of English; epsilons are rounded up, never down."""
+        scope = f"at delta {self.delta:g} for one {self.unit} added or removed"
+        if not self.num_events:
+            return f"epsilon 0.00 {scope}: nothing has been released"
+        if math.isinf(self.epsilon):
+            return (
+                f"no privacy guarantee: epsilon is infinite {scope}, against anyone who sees the updates or the model"
+            )
+        second = f"{self.second_accountant} {rounded_up(self.second_epsilon)}"
+        if not self.accountants_agree:
+            second += ", WHICH DISAGREES: rely on the larger"
+        text = f"epsilon {rounded_up(self.epsilon)} {scope} ({self.accountant}; {second})"
+        text += f", against anyone who sees the updates or the model ({', '.join(self.protects_against)})"
+        if self.protects_against == SERVER_AND_PUBLIC:
+            text += (
+                f"; epsilon {rounded_up(self.views['partner'])} against another partner, and"
+                f" {rounded_up(self.views['broken'])} should secure aggregation be broken"
+            )
+        if self.unit == "impression":
+            rows = f"one user with up to {self.impressions} training rows"
+            text += (
+                f"; for {rows} NO FINITE BOUND HOLDS"
+                if math.isinf(self.user_epsilon)
+                else f"; epsilon {rounded_up(self.user_epsilon)} for {rows}"
+            )
+        if self.fixed_seed:
+            text += "; BUT some noise came from a fixed seed: whoever knows it can remove that noise"
+        return text
+
+
+def privacy_statement(events: Iterable[DpEvent], delta: float) -> PrivacyStatement:
+    """Returns what one partner's releases cost its users, by two accountants.
+
+    In local mode each partner adds the full noise itself, so the same epsilon holds against the server, other
+    partners, the public, and whoever breaks the aggregation. In distributed mode `views` says what each learns.
+
+    Raises:
+        ConfigError: for a delta out of range, and releases of two units.
+    """
+    kept = tuple(events)
+    first = epsilon(kept, delta, "pld")
+    shared = any(event.mode == "distributed" for event in kept)
+    noised = [event for event in kept if event.mechanism != "none"]
+    composition = compose(noised)
+    unit = unit_of(noised) or "user"
+    return PrivacyStatement(
+        epsilon=first,
+        delta=delta,
+        unit=unit,
+        user_epsilon=first if unit == "user" else epsilon_per_user(kept, delta),
+        impressions=max((event.impressions for event in noised), default=1),
+        adjacency="add_remove",
+        accountant="PLD",
+        second_accountant="PRV",
+        second_epsilon=epsilon(kept, delta, "prv"),
+        second_epsilon_error=prv_error(composition, delta) if composition else 0.0,
+        protects_against=() if math.isinf(first) else SERVER_AND_PUBLIC if shared else EVERYONE,
+        views={view: epsilon(as_seen(kept, view), delta) if shared else first for view in VIEWS},
+        fixed_seed=any(event.fixed_seed for event in kept),
+        num_events=len(kept),
+        steps=sum(event.steps for event in kept),
+    )
