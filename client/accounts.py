@@ -5,10 +5,14 @@ Nothing here writes. A ledger that is not there is never read as one that has sp
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from client.anchors import HeadFile
+from client.budget import Budget
 from client.partner import PartnerConfig, load_partner
+from common.anchors import AnchorFile
 from common.config import PrivacyConfig
 from common.errors import LedgerError, UsageError
 from common.privacy.accounting import epsilon
@@ -30,6 +34,10 @@ class Account:
         events: everything that counts as spent, oldest first.
         uncommitted: reservations that were never committed, which count as well.
         policy: the partner's own limits; None where they were not found.
+        counted: those of the events that count against the budget now; all of them without a period.
+        refusal: why the budget would grant nothing, whatever is left of it; empty where nothing stands against it.
+        ahead: by how much the ledger's times are ahead of the server's clock, at most; None where no server's anchors
+            were given.
     """
 
     name: str
@@ -38,6 +46,14 @@ class Account:
     events: tuple[DpEvent, ...]
     uncommitted: int
     policy: PrivacyConfig | None
+    counted: tuple[DpEvent, ...]
+    refusal: str = ""
+    ahead: timedelta | None = None
+
+    @property
+    def period_days(self) -> int | None:
+        """The span that the budget is for; None = for ever, or unknown."""
+        return self.policy.period_days if self.policy else None
 
     def bounds(self) -> dict[View, float]:
         """Returns the policy's bounds by who learns; none in mode "none" or without a policy."""
@@ -49,13 +65,24 @@ class Account:
         """Returns the epsilon (PLD) of everything in the ledger, by who learns."""
         return {view: epsilon(as_seen(self.events, view), delta) for view in VIEWS}
 
+    def spent_in_period(self, delta: float) -> dict[str, float]:
+        """Returns the epsilon (PLD) of what counts against the budget now, by who learns."""
+        return {view: epsilon(as_seen(self.counted, view), delta) for view in VIEWS}
 
-def read_accounts(path: Path, anchor: LedgerHead | None = None) -> list[Account]:
+    def rounds_left(self, event: DpEvent) -> int | None:
+        """Returns how many more rounds like `event` the policy affords now; None where it has no budget."""
+        if self.policy is None or self.policy.mode == "none":
+            return None
+        return 0 if self.refusal else Budget(Ledger(self.ledger), self.policy).affordable_rounds(event)
+
+
+def read_accounts(path: Path, anchor: LedgerHead | AnchorFile | None = None) -> list[Account]:
     """Returns the account of a ledger file, or of every partner of a run folder, in name order.
 
     Args:
         path: a ledger file, or a run folder.
-        anchor: a head kept elsewhere, which the ledger must contain; for a single file.
+        anchor: a head kept elsewhere, which the ledger must contain, for a single file; or what a server kept of the
+            partners, where each must contain what is kept of it.
 
     Raises:
         UsageError: where there is no such file, or no ledger in the folder.
@@ -63,27 +90,30 @@ def read_accounts(path: Path, anchor: LedgerHead | None = None) -> list[Account]
         ConfigError: where a policy beside a ledger cannot be read.
     """
     if path.is_dir():
-        if anchor is not None:
+        if isinstance(anchor, LedgerHead):
             raise UsageError(f"--anchor: belongs to one ledger, and {path} is a folder; give the ledger's file")
-        return _read_run(RunFolder(path))
+        return _read_run(RunFolder(path), anchor)
     if not path.is_file():
         raise UsageError(f"{path}: no such ledger or run folder; a ledger that is missing has not spent nothing")
-    return [_read_one(path, _policy_beside(path), anchor)]
+    account = _read_one(path, _policy_beside(path), anchor)
+    if isinstance(anchor, AnchorFile) and account.ahead is None:
+        raise UsageError(f"--anchor: {anchor} keeps no anchor of {account.name}, so it says nothing of its ledger")
+    return [account]
 
 
-def _read_run(folder: RunFolder) -> list[Account]:
+def _read_run(folder: RunFolder, anchors: AnchorFile | None) -> list[Account]:
     partners = {Path(one.ledger): one for one in map(load_partner, sorted(folder.root.glob("partners/*/partner.toml")))}
     ledgers = {path.resolve() for path in folder.ledgers.glob("*.jsonl")} | {path for path in partners if path.exists()}
     if not ledgers:
         raise UsageError(f"{folder.root}: holds no ledgers (ledgers/PARTNER.jsonl); give a run folder or a ledger file")
-    return _all_or_damages([(path, partners.get(path)) for path in sorted(ledgers)])
+    return _all_or_damages([(path, partners.get(path)) for path in sorted(ledgers)], anchors)
 
 
-def _all_or_damages(found: Sequence[tuple[Path, PartnerConfig | None]]) -> list[Account]:
+def _all_or_damages(found: Sequence[tuple[Path, PartnerConfig | None]], anchors: AnchorFile | None) -> list[Account]:
     accounts, damages = [], []
     for path, partner in found:
         try:
-            accounts.append(_read_one(path, partner))
+            accounts.append(_read_one(path, partner, anchors))
         except LedgerError as error:
             damages.append(str(error))
     if damages:
@@ -92,13 +122,38 @@ def _all_or_damages(found: Sequence[tuple[Path, PartnerConfig | None]]) -> list[
     return accounts
 
 
-def _read_one(path: Path, partner: PartnerConfig | None, anchor: LedgerHead | None = None) -> Account:
-    ledger = Ledger(path)
-    head = ledger.verify(anchor)
-    events, uncommitted = ledger.events(), len(ledger.uncommitted())
-    return Account(
-        partner.name if partner else path.stem, path, head, events, uncommitted, partner.privacy if partner else None
-    )
+def _read_one(path: Path, partner: PartnerConfig | None, anchor: LedgerHead | AnchorFile | None = None) -> Account:
+    ledger = Ledger(path, partner.name if partner else None)
+    if partner is not None and (kept := HeadFile(Path(partner.state)).read()) is not None:
+        ledger.verify(kept)
+    head = ledger.verify(anchor if isinstance(anchor, LedgerHead) else None)
+    name = partner.name if partner else ledger.owner() or path.stem
+    ahead = _ahead(ledger, name, anchor) if isinstance(anchor, AnchorFile) else None
+    events, uncommitted, policy = ledger.events(), len(ledger.uncommitted()), partner.privacy if partner else None
+    counted, refusal = events, ""
+    try:
+        counted = Budget(ledger, policy).counted() if policy else events
+    except LedgerError as error:  # a clock that is behind: the ledger itself is whole
+        refusal = str(error)
+    return Account(name, path, head, events, uncommitted, policy, counted, refusal, ahead)
+
+
+def _ahead(ledger: Ledger, name: str, file: AnchorFile) -> timedelta | None:
+    """Returns by how much the times of a ledger are ahead of the server's, at most; None where it has no anchors.
+
+    Raises:
+        LedgerError: where the ledger never had one of them.
+    """
+    leads = []
+    for number, kept in enumerate(file.read().get(name, []), 1):
+        place = ledger.place_of(kept.anchor)
+        if place is None:
+            raise LedgerError(
+                f"{name}'s ledger never had anchor {number} that {file} keeps of it (of {kept.time:%Y-%m-%d %H:%M:%S}"
+                " UTC): it was cut, restored from a backup or written anew, or the file is wrong"
+            )
+        leads.append(place[1] - kept.time)
+    return max(leads, default=None)
 
 
 def _policy_beside(ledger: Path) -> PartnerConfig | None:

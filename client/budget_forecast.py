@@ -13,12 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.accounts import Account, read_accounts, rounds_of
-from client.budget import Budget
 from common.config import load_config
 from common.errors import UsageError
 from common.privacy.accounting import rounded_up
 from common.privacy.events import MAX_STEPS, DpEvent
-from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder, jsonable
 
 _SHOWN = 20
@@ -63,9 +61,11 @@ def _forecast(account: Account, last: DpEvent | None, done: int, to_come: int) -
     found: dict[str, Any] = {"partner": account.name, "rounds_taken_part": own, "rounds_left": None}
     if account.policy is not None and account.policy.mode != "none":
         found |= {"spent": account.spent(account.policy.delta), "delta": account.policy.delta}
+        found |= {"period_days": account.period_days, "refusal": account.refusal}
+        found["spent_in_period"] = account.spent_in_period(account.policy.delta)
         found["budget"] = dict(account.bounds())
         if like is not None:
-            found["rounds_left"] = Budget(Ledger(account.ledger), account.policy).affordable_rounds(like)
+            found["rounds_left"] = account.rounds_left(like) or 0
             found["or_more"] = found["rounds_left"] >= MAX_STEPS // like.steps
     left = found["rounds_left"]
     # A partner that sits rounds out has its own rounds spread over more of the run's.
@@ -105,14 +105,23 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
         " Rounds left are further rounds like each partner's last, within every bound of its policy (spent: against the"
         " server). The run's: if it takes part as often as so far.",
     )
+    if any(one.get("period_days") for one in partners):
+        _say(
+            console,
+            "With a period (of d days) spent is what counts in it now, and rounds left are those before older ones"
+            " count no more; budget show has the epsilon of all time.",
+        )
+    for one in partners[:_SHOWN]:
+        if one.get("refusal"):
+            _say(console, f"{one['partner']}: nothing is granted: {one['refusal']}")
 
 
 def _cells(one: dict[str, Any]) -> list[str]:
     if "spent" not in one:
         return ["no budget", "", "", "", ""]
-    spent = one["spent"]["server"]
+    spent = one["spent_in_period"]["server"]
     text = "infinite" if spent is None else rounded_up(spent)
-    budget = f"{one['budget']['server']:g}"
+    budget = f"{one['budget']['server']:g}" + (f" in {one['period_days']} d" if one["period_days"] else "")
     if one["rounds_left"] is None:
         return [text, budget, "no round yet", "", ""]
     more = "at least " if one["or_more"] else ""

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,11 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.accounts import Account, by, read_accounts, rounds_of
-from client.budget import Budget
+from client.budget import CLOCK_TOLERANCE
+from common.anchors import AnchorFile
 from common.errors import UsageError
-from common.privacy.accounting import MAX_EPSILON, MIN_DELTA, privacy_statement, rounded_up
+from common.privacy.accounting import MAX_EPSILON, MIN_DELTA, rounded_up
 from common.privacy.chain import LedgerHead
-from common.privacy.ledger import Ledger
+from common.privacy.mixture import by_rows
+from common.privacy.statement import privacy_statement
 from common.privacy.views import VIEWS
 from common.runfolder import jsonable
 
@@ -48,8 +51,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--delta {arguments.delta:g}: at least {MIN_DELTA:g} and below 1")
 
 
-def parse_anchor(text: str) -> LedgerHead:
-    """Returns the head that `LENGTH:SHA256` spells, as this command prints it.
+def parse_anchor(text: str) -> LedgerHead | AnchorFile:
+    """Returns the head that `LENGTH:SHA256` spells, as this command prints it, or a server's file of anchors.
 
     Raises:
         UsageError: for anything else.
@@ -57,7 +60,11 @@ def parse_anchor(text: str) -> LedgerHead:
     length, colon, digest = text.partition(":")
     known = length.isascii() and length.isdigit() and colon and len(digest) == _HASH_LENGTH
     if not known or set(digest.lower()) - set("0123456789abcdef"):
-        raise UsageError(f"--anchor {text}: expected LENGTH:SHA256, as budget show prints it")
+        if Path(text).is_file():
+            return AnchorFile(Path(text))
+        raise UsageError(
+            f"--anchor {text}: expected LENGTH:SHA256, as budget show prints it, or a server's anchors.jsonl"
+        )
     return LedgerHead(int(length), digest.lower())
 
 
@@ -66,8 +73,9 @@ def _describe(account: Account, arguments: argparse.Namespace) -> dict[str, Any]
     bounds = account.bounds()
     if arguments.epsilon is not None:
         bounds["server"] = arguments.epsilon
-    spent = account.spent(delta)
+    spent, counted = account.spent(delta), account.spent_in_period(delta)
     shared = any(event.mode == "distributed" for event in account.events)
+    units = sorted({event.unit for event in account.events})
     found: dict[str, Any] = {
         "partner": account.name,
         "length": account.head.num_records,
@@ -77,7 +85,8 @@ def _describe(account: Account, arguments: argparse.Namespace) -> dict[str, Any]
         "uncommitted": account.uncommitted,
         "rounds": rounds_of(account.events),
         "steps": sum(event.steps for event in account.events),
-        "units": sorted({event.unit for event in account.events}),
+        "units": units,
+        "by_rows_of_a_user": by_rows(account.events, delta) if "impression" in units else {},
         "fixed_seed": any(event.fixed_seed for event in account.events),
         "delta": delta,
         "delta_from": source,
@@ -87,7 +96,11 @@ def _describe(account: Account, arguments: argparse.Namespace) -> dict[str, Any]
         "unprotected": any(event.mechanism == "none" for event in account.events),
         "shared_noise": shared,
         "budget": bounds,
-        "left": {view: max(0.0, bound - spent[view]) for view, bound in bounds.items()},
+        "period_days": account.period_days,
+        "spent_in_period": counted,
+        "left": {view: max(0.0, bound - counted[view]) for view, bound in bounds.items()},
+        "refusal": account.refusal,
+        "clock_ahead_seconds": None if account.ahead is None else account.ahead.total_seconds(),
         "rounds_left": _rounds_left(account, arguments),
         "by_purpose": by(account.events, lambda event: event.purpose, delta),
         "by_run": by(account.events, lambda event: event.run_id, delta),
@@ -109,7 +122,7 @@ def _rounds_left(account: Account, arguments: argparse.Namespace) -> int | None:
     """Returns how many more rounds like the last the policy affords; None where other bounds were asked about."""
     if account.policy is None or not account.events or arguments.epsilon is not None or arguments.delta is not None:
         return None
-    return Budget(Ledger(account.ledger), account.policy).affordable_rounds(account.events[-1])
+    return account.rounds_left(account.events[-1])
 
 
 def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -133,13 +146,22 @@ def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
 def _overview(ledgers: list[dict[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     table.add_column("partner")
+    periods = any(one["period_days"] for one in ledgers)
     for column in ("releases", "rounds", "steps", "not committed", "delta", "spent", "of", "left", "rounds left"):
         table.add_column(column, justify="right", no_wrap=True)
+    if periods:
+        table.add_column("spent in period", justify="right", no_wrap=True)
     for one in ledgers:
         counts = [str(one[name]) for name in ("releases", "rounds", "steps", "uncommitted")]
         more = "" if one["rounds_left"] is None else str(one["rounds_left"])
-        table.add_row(escape(one["partner"]), *counts, f"{one['delta']:g}", *_figures(one, "server"), more)
+        cells = [*counts, f"{one['delta']:g}", *_figures(one, "server"), more]
+        table.add_row(escape(one["partner"]), *cells, *([_in_period(one)] if periods else []))
     return table
+
+
+def _in_period(one: dict[str, Any]) -> str:
+    """Returns what counts against the budget now, and the days that it is for."""
+    return f"{_spelt(one['spent_in_period']['server'])} in {one['period_days']} d" if one["period_days"] else ""
 
 
 def _adversaries(ledgers: list[dict[str, Any]]) -> Table:
@@ -190,12 +212,28 @@ def _notes(ledgers: list[dict[str, Any]]) -> list[str]:
         f"Epsilon by PLD for one {units} added or removed, of everything in a ledger together; parts alone do not add"
         " up to it. What is reserved counts as spent, committed or not. Rounds left: such as the last one."
     ]
+    if any(one["period_days"] for one in ledgers):
+        notes.append(
+            "With a period the budget is for every span of so many days, and left is of that. Spent is of all time:"
+            " what a user who stayed that long has."
+        )
+    notes += [f"{one['partner']}: nothing is granted: {one['refusal']}" for one in ledgers[:_SHOWN] if one["refusal"]]
+    for one in ledgers[:_SHOWN]:
+        if (ahead := one["clock_ahead_seconds"] or 0) > CLOCK_TOLERANCE.total_seconds():
+            notes.append(
+                f"{one['partner']}: its clock was {ahead:.0f} s ahead of the server's: a clock set forward ends periods"
+                " early."
+            )
     if any(one["delta_from"] == "assumed" for one in ledgers):
         notes.append(
             f"No partner.toml names this ledger: delta {ASSUMED_DELTA:g} is assumed; give --delta (--epsilon)."
         )
     if any(one["unprotected"] for one in ledgers):
         notes.append("A release without noise is in a ledger: no epsilon holds for it.")
+    for one in ledgers[:_SHOWN]:
+        if costs := one["by_rows_of_a_user"]:
+            listed = ", ".join(f"{rows}: {_spelt(cost)}" for rows, cost in costs.items())
+            notes.append(f"{one['partner']}: epsilon of a whole user by its training rows: {listed}.")
     if any(one["fixed_seed"] for one in ledgers):
         notes.append("BUT some noise came from a FIXED SEED: whoever knows it can remove that noise.")
     torn = sum(one["torn_bytes"] for one in ledgers)

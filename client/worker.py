@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from client.anchors import HeadFile
 from client.budget import Budget
 from client.distributed import SharedStep, noised_step
 from client.participant import Participant, participant_of
@@ -33,6 +34,7 @@ from common.contribution import LocalDelta
 from common.errors import BudgetExhausted, ProtocolError
 from common.features import UserRows, count_items, featurise
 from common.messages import (
+    AnchorTask,
     CatalogueTask,
     JoinReply,
     JoinTask,
@@ -91,19 +93,35 @@ class Worker:
         self.config = config
         torch.set_num_threads(1)  # several clients share the cores, and sums are the same on every machine
         self._pretrained: Pretrained = _locate(config.model.encoder, config.model.encoder_sha256)
-        self._budget = Budget(Ledger(Path(config.ledger)), config.privacy)
+        ledger, head_file = Ledger(Path(config.ledger), config.name), HeadFile(Path(config.state))
+        self._budget = Budget(ledger, config.privacy, head_file)
         self._card: DataCard = load_card(Path(config.card))
         self._loaded: UserRows | None = None
         self._loading, self._training = threading.Lock(), threading.Lock()
         self._participant, self._roster_hash = participant_of(config)
 
+    def ready(self) -> None:
+        """Reads ledger and log, so that what is wrong with them is said when the process starts."""
+        self._budget.anchor()
+        self._data()
+
+    def epsilon_spent(self) -> float:
+        """Returns the epsilon (PLD) of the partner's ledger, at its own delta."""
+        return self._budget.spent().epsilon
+
     def join(self, _task: JoinTask) -> JoinReply:
         """Returns who this partner is, and the layout of the model that it would train."""
-        self._data()  # a log that cannot be read is said now, not in the first round
+        self.ready()  # a ledger that was cut, or a log that cannot be read, is said now
+        anchor = self._budget.anchor()
         fingerprint = layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
         return JoinReply(
-            self.config.name, self.config.declared_users, fingerprint, self._has_purchases, self._roster_hash
+            self.config.name, self.config.declared_users, fingerprint, self._has_purchases, self._roster_hash, anchor
         )
+
+    def anchor(self, task: AnchorTask) -> None:
+        """Refuses to go on with a ledger that lacks what the server last saw of it."""
+        with self._alone():
+            self._budget.require_anchor(task.anchor)
 
     def statistics(self, task: StatisticsTask) -> StatisticsReply:
         """Returns exact clicks and impressions per catalogue item; refused wherever privacy is on."""
@@ -131,7 +149,7 @@ class Worker:
         self._check(task)
         with self._alone():
             update_D = self._contribution(task, self._shared_hash())
-            return TrainReply(task.round, LocalDelta(update_D, task.weight))
+            return TrainReply(task.round, LocalDelta(update_D, task.weight), self._budget.anchor())
 
     def prepare(self, task: Ahead) -> Ahead:
         """Returns the answer to a stage before MASK, of this round or of the next.
@@ -178,7 +196,8 @@ class Worker:
     def confirm(self, task: ConfirmTask) -> Confirmation:
         """Returns this partner's signature over the survivors."""
         with self._alone():
-            return Confirmation(self._secure.confirm(task))
+            anchor = self._budget.anchor()
+            return Confirmation(self._secure.confirm(task), anchor)
 
     def unmask(self, task: UnmaskTask) -> Revealed:
         """Returns this partner's shares of what is needed to strip the masks; the round is then final here."""
@@ -257,7 +276,8 @@ class Worker:
             noise_multiplier=(privacy.noise_multiplier or 0.0) if private else 0.0,
             clip=privacy.clip if private else None,
             max_rows=privacy.max_impressions_per_user,
-            expected_users=privacy.sampling_rate * self.config.declared_users,
+            expected_units=privacy.sampling_rate * self.config.declared_users * privacy.units_per_user,
+            unit=privacy.unit,
         )
         return train_privately(self._model(), task.model_D, self._data(), task.plan, step, self._randomness(task.round))
 
@@ -271,8 +291,9 @@ class Worker:
             grid=2**privacy.grid_bits,
             max_rows=privacy.max_impressions_per_user,
             declared_units=self.config.declared_users,
+            unit=privacy.unit,
         )
-        return noised_step(self._model(), task.model_D, self._data(), step, self._randomness(task.round)).sum_D
+        return noised_step(self._model(), task.model_D, self._data, step, self._randomness(task.round)).sum_D
 
     def _randomness(self, round_number: int) -> Randomness:
         return Randomness(self.config.privacy.fixed_seed, self.config.name, round_number)

@@ -8,11 +8,13 @@ from typing import Any
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
+from common.anchors import AnchorFile
 from common.config import Config
 from common.errors import ProtocolError, TooFewPartners
-from common.messages import QUERY_JOIN, JoinReply, JoinTask
+from common.message_types import QUERY_ANCHOR, QUERY_JOIN
+from common.messages import AnchorTask, JoinReply, JoinTask
 from common.secagg.roster import Roster
-from server.round import exchange
+from server.round import Exchange, exchange
 
 log = logging.getLogger("hushclick.run")
 
@@ -69,3 +71,48 @@ def fitting(config: Config, replies: Mapping[str, JoinReply], layout: str, roste
             " roster with the server's"
         )
     return alike
+
+
+def anchored(
+    grid: Grid,
+    config: Config,
+    run_id: str,
+    nodes: Mapping[str, int],
+    replies: Mapping[str, JoinReply],
+    file: AnchorFile,
+    round_number: int,
+) -> dict[str, JoinReply]:
+    """Returns the partners whose ledgers hold what was last seen of them; the others are left out, and named.
+
+    It asks those alone whose ledger is known and stands elsewhere by now: none in a fresh run. What the partners said
+    when they joined is written down last.
+
+    Raises:
+        TooFewPartners: when too few are left.
+    """
+    known = {
+        nodes[partner]: AnchorTask(run_id, anchor).to_record()
+        for partner, anchor in file.last().items()
+        if partner in replies and replies[partner].anchor != anchor
+    }
+    outcome = Exchange()
+    if known:
+        outcome = exchange(grid, QUERY_ANCHOR, known, "anchor", config.aggregation.stage_timeout_seconds, _take_nothing)
+    kept = dict(replies)
+    for partner in [name for name in replies if nodes[name] in outcome.failures]:
+        del kept[partner]
+        reason = outcome.failures[nodes[partner]]
+        say("left_out", f"{partner} is left out: its ledger is not the one that was last seen ({reason})")
+    if len(kept) < config.aggregation.min_partners:
+        raise TooFewPartners(
+            f"{len(kept)} of {len(replies)} partners have the ledger that was last seen,"
+            f" {config.aggregation.min_partners} are needed: their own logs say more; where {file} is wrong, take out"
+            " the lines that are"
+        )
+    file.append(run_id, round_number, {partner: reply.anchor for partner, reply in kept.items()})
+    return kept
+
+
+def _take_nothing(_node: int, content: RecordDict) -> None:
+    if content:
+        raise ProtocolError(f"a reply with the records {sorted(content)} where nothing was asked for")

@@ -34,9 +34,14 @@ def unprotected(**changes: Any) -> DpEvent:
     return replace(RELEASE, mechanism="none", noise_multiplier=0.0, mode="none", **changes)
 
 
-def write_three_records(path: Path) -> Path:
-    """Writes a ledger of three records: reserve 1, commit 1, reserve 3."""
-    ledger = Ledger(path, durable=False)
+def ledger_at(path: Path, owner: str = "shop", **options: Any) -> Ledger:
+    """Returns a partner's ledger as it writes it, not flushed to the disk."""
+    return Ledger(path, owner, **{"durable": False, **options})
+
+
+def write_four_records(path: Path) -> Path:
+    """Writes a ledger of four records: owner, reserve 2, commit 2, reserve 4."""
+    ledger = ledger_at(path)
     ledger.commit(ledger.reserve(release(round=0)))
     ledger.reserve(release(round=1))
     return path

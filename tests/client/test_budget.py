@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dp_events import release, unprotected
+from dp_events import ledger_at, release, unprotected
 
 import common
 from client.budget import Budget
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def budget_at(path: Path, policy: PrivacyConfig = POLICY) -> Budget:
-    return Budget(Ledger(path, durable=False), policy)
+    return Budget(ledger_at(path), policy)
 
 
 def spend(budget: Budget, rounds: int) -> None:
@@ -103,10 +103,10 @@ from client.budget import Budget
 from common.config import PrivacyConfig, parse_config
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
-budget = Budget(Ledger(Path(sys.argv[1])), PrivacyConfig(epsilon=8.0, delta=1e-5))
+budget = Budget(Ledger(Path(sys.argv[1]), "shop"), PrivacyConfig(epsilon=8.0, delta=1e-5))
 print(budget.reserve(DpEvent.from_dict(eval(sys.argv[2]))), flush=True)
 time.sleep(600)
-budget.commit(1)
+budget.commit(2)
 """
 
 
@@ -115,11 +115,12 @@ def test_promise_2_cannot_overspend_by_being_killed_between_reserve_and_commit(p
     command = [sys.executable, "-c", RESERVE_AND_HANG, str(path), repr(event.to_dict())]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
-        assert worker.stdout.readline() == "1\n"
+        line = worker.stdout.readline()
         worker.send_signal(signal.SIGKILL)
+    assert line == "2\n"
     assert worker.returncode == -signal.SIGKILL
     ledger = Ledger(path)
-    assert (ledger.events(), ledger.uncommitted()) == ((event,), (1,))
+    assert (ledger.events(), ledger.uncommitted()) == ((event,), (2,))
     with pytest.raises(BudgetExhausted):
         budget_at(path).reserve(training())
 
@@ -133,7 +134,7 @@ from common.config import PrivacyConfig, parse_config
 from common.errors import BudgetExhausted
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
-budget = Budget(Ledger(Path(sys.argv[1]), durable=False), PrivacyConfig(epsilon=8.0, delta=1e-5))
+budget = Budget(Ledger(Path(sys.argv[1]), "shop", durable=False), PrivacyConfig(epsilon=8.0, delta=1e-5))
 event = DpEvent.from_dict(eval(sys.argv[2]))
 granted = 0
 for number in range(10):
@@ -151,7 +152,7 @@ def test_promise_2_cannot_overspend_by_asking_from_two_processes_at_once(path: P
     workers = [subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     granted = [int(worker.communicate(timeout=120)[0]) for worker in workers]
     assert sum(granted) == ROUNDS
-    assert Ledger(path).verify().num_records == ROUNDS
+    assert Ledger(path).verify().num_records == 1 + ROUNDS
     assert budget_at(path).spent().epsilon <= POLICY.epsilon
 
 
@@ -184,7 +185,7 @@ def test_promise_2_cannot_overspend_by_a_release_without_noise(path: Path) -> No
 
 
 def test_promise_2_cannot_overspend_after_a_release_without_noise(path: Path) -> None:
-    Ledger(path).reserve(unprotected())
+    ledger_at(path).reserve(unprotected())
     with pytest.raises(BudgetExhausted, match="the ledger holds a release without noise"):
         budget_at(path).reserve(training())
     assert budget_at(path).affordable_rounds(training()) == 0
@@ -193,7 +194,7 @@ def test_promise_2_cannot_overspend_after_a_release_without_noise(path: Path) ->
 def test_promise_2_cannot_overspend_with_a_damaged_ledger(path: Path) -> None:
     spend(budget_at(path), 1)
     path.write_bytes(path.read_bytes().replace(b'"steps":4', b'"steps":1', 1))
-    with pytest.raises(LedgerError, match="line 1: altered"):
+    with pytest.raises(LedgerError, match="line 2: altered"):
         budget_at(path).reserve(training())
 
 

@@ -1,25 +1,29 @@
 """`budget show` and `budget forecast`: what ledgers say, how they are checked, what is left."""
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
-from dp_events import release, unprotected
+from dp_events import ledger_at, release, unprotected
 
 import common
+from client.anchors import HeadFile
 from client.partner import PartnerAggregation, PartnerConfig, dump_partner
+from common.anchors import AnchorFile
 from common.cli import main
 from common.config import ModelConfig, PrivacyConfig, parse_config, to_table
 from common.privacy.accounting import composed_epsilon, epsilon
 from common.privacy.events import DpEvent
-from common.privacy.ledger import Ledger
 from common.privacy.views import as_seen
 
 POLICY = PrivacyConfig(epsilon=8.0, delta=1e-5, sampling_rate=0.25, noise_multiplier=2.0)
@@ -48,7 +52,7 @@ def write_run(root: Path, events: dict[str, list[DpEvent]], policy: PrivacyConfi
             aggregation=PartnerAggregation(method="plain"),
         )
         (home / "partner.toml").write_text(dump_partner(partner), encoding="utf-8")
-        ledger = Ledger(root / "ledgers" / f"{name}.jsonl", durable=False)
+        ledger = ledger_at(root / "ledgers" / f"{name}.jsonl", name)
         for event in spent:
             ledger.commit(ledger.reserve(event))
     table = to_table(parse_config({"round": {"num_rounds": rounds}}))
@@ -107,7 +111,7 @@ def test_a_run_folder_shows_every_ledger(run: Path, capsys: pytest.CaptureFixtur
 def test_what_is_reserved_and_not_committed_counts_and_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "ledgers" / "bank.jsonl"
     before = answer(capsys, "show", path)["ledgers"][0]
-    Ledger(path, durable=False).reserve(training(5))
+    ledger_at(path, "bank").reserve(training(5))
     after = answer(capsys, "show", path)["ledgers"][0]
     assert (before["uncommitted"], after["uncommitted"]) == (0, 1)
     assert after["spent"]["server"] > before["spent"]["server"]
@@ -119,11 +123,11 @@ def test_the_head_that_is_printed_is_an_anchor_that_holds_until_the_ledger_is_cu
 ) -> None:
     path = run / "ledgers" / "bank.jsonl"
     older = path.read_bytes()
-    ledger = Ledger(path, durable=False)
+    ledger = ledger_at(path, "bank")
     ledger.commit(ledger.reserve(training(5)))
     head = answer(capsys, "show", path)["ledgers"][0]
     anchor = f"{head['length']}:{head['sha256']}"
-    assert (head["length"], head["sha256"]) == (6, ledger.head().sha256)
+    assert (head["length"], head["sha256"]) == (7, ledger.head().sha256)
     assert main(["budget", "show", str(path), "--anchor", anchor]) == 0
     assert anchor in capsys.readouterr().out  # whole, so that it can be copied
     ledger.commit(ledger.reserve(training(6)))
@@ -132,7 +136,7 @@ def test_the_head_that_is_printed_is_an_anchor_that_holds_until_the_ledger_is_cu
     assert main(["budget", "show", str(path)]) == 0
     capsys.readouterr()
     assert main(["budget", "show", str(path), "--anchor", anchor]) == 1
-    assert "bank.jsonl does not contain the known record 6" in capsys.readouterr().err
+    assert "bank.jsonl does not contain the known record 7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["file", "folder"])
@@ -141,7 +145,7 @@ def test_a_damaged_ledger_ends_with_1_and_is_named(run: Path, where: str, capsys
     path.write_bytes(path.read_bytes().replace(b'"steps":2', b'"steps":1', 1))
     assert main(["budget", "show", str(path if where == "file" else run)]) == 1
     error = capsys.readouterr().err
-    assert "shop.jsonl line 3: altered or damaged" in error
+    assert "shop.jsonl line 4: altered or damaged" in error
     assert "Traceback" not in error
     assert ("the other 1 ledgers are whole" in error) == (where == "folder")
 
@@ -161,7 +165,7 @@ def test_a_bare_ledger_has_an_assumed_delta_that_is_said_and_no_budget(
 ) -> None:
     bare = Path(shutil.copy(run / "ledgers" / "bank.jsonl", tmp_path / "bare.jsonl"))
     (found,) = answer(capsys, "show", bare)["ledgers"]
-    assert (found["partner"], found["delta_from"], found["budget"], found["left"]) == ("bare", "assumed", {}, {})
+    assert (found["partner"], found["delta_from"], found["budget"], found["left"]) == ("bank", "assumed", {}, {})
     assert found["spent"]["server"] == composed_epsilon(((0.25, 2.0, 4),), 1e-5)
     assert main(["budget", "show", str(bare)]) == 0
     assert "delta 1e-05 is assumed" in capsys.readouterr().out
@@ -244,6 +248,111 @@ def test_what_makes_no_sense_is_refused(
 def test_a_folder_without_ledgers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["budget", "show", str(tmp_path)]) == 2
     assert "holds no ledgers" in capsys.readouterr().err
+
+
+# --- periods, heads and anchors -----------------------------------------------------------------------------------
+
+PERIOD = replace(POLICY, period_days=30)
+
+
+def long_ago(root: Path, *ages: int) -> Path:
+    """Writes a run of one partner whose releases are so many days old."""
+    run = write_run(root, {"shop": []}, PERIOD)
+    now = datetime.now(UTC)
+    for number, age in enumerate(ages, 1):
+        moment = now - timedelta(days=age)
+        own = ledger_at(run / "ledgers" / "shop.jsonl", clock=lambda moment=moment: moment)  # type: ignore[misc]
+        own.commit(own.reserve(training(number)))
+    return run
+
+
+def test_with_a_period_left_is_of_the_period_and_spent_of_all_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = long_ago(tmp_path / "run", 40, 20, 10)
+    (shop,) = answer(capsys, "show", run)["ledgers"]
+    three, two = composed_epsilon(((0.25, 2.0, 6),), 1e-5), composed_epsilon(((0.25, 2.0, 4),), 1e-5)
+    assert (shop["spent"]["server"], shop["spent_in_period"]["server"], shop["period_days"]) == (three, two, 30)
+    assert shop["left"]["server"] == 8.0 - two
+    (coming,) = answer(capsys, "forecast", run)["partners"]
+    assert coming["rounds_left"] == shop["rounds_left"]
+    assert composed_epsilon(((0.25, 2.0, 4 + 2 * shop["rounds_left"]),), 1e-5) <= 8.0
+    assert composed_epsilon(((0.25, 2.0, 6 + 2 * shop["rounds_left"]),), 1e-5) > 8.0
+    assert main(["budget", "show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf" {math.ceil(three * 100) / 100:.2f} .* {math.ceil(two * 100) / 100:.2f} in 30 d", shown)
+    assert "Spent is of all time: what a user who stayed that long has." in " ".join(shown.split())
+    assert main(["budget", "forecast", str(run)]) == 0
+    assert "8 in 30 d" in capsys.readouterr().out
+
+
+def test_a_clock_that_is_behind_is_said_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = long_ago(tmp_path / "run", 20, -2)  # two days from now
+    (shop,) = answer(capsys, "show", run)["ledgers"]
+    assert (shop["rounds_left"], shop["spent_in_period"]) == (0, shop["spent"])
+    for action in ("show", "forecast"):
+        assert main(["budget", action, str(run)]) == 0
+        assert "shop: nothing is granted: the clock says" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_head_in_the_state_folder_is_checked_too(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "ledgers" / "bank.jsonl"
+    HeadFile(run / "partners" / "bank" / "state").keep(ledger_at(path, "bank").head())
+    assert main(["budget", "show", str(path)]) == 0
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    capsys.readouterr()
+    assert main(["budget", "show", str(path)]) == 1
+    assert "bank.jsonl does not contain the known record 5: it holds 4" in capsys.readouterr().err
+
+
+def test_a_ledger_in_another_partners_place_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(run / "ledgers" / "bank.jsonl", run / "ledgers" / "shop.jsonl")
+    assert main(["budget", "show", str(run)]) == 1
+    assert "shop.jsonl is the ledger of 'bank' and not of 'shop'" in capsys.readouterr().err
+
+
+def test_a_servers_anchors_are_held_against_one_ledger_or_all(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, bank = tmp_path / "anchors.jsonl", ledger_at(run / "ledgers" / "bank.jsonl", "bank")
+    shop = ledger_at(run / "ledgers" / "shop.jsonl")
+    older = (run / "ledgers" / "bank.jsonl").read_bytes()
+    AnchorFile(file).append("run-a", 1, {"bank": bank.anchor(), "shop": shop.anchor()})
+    bank.commit(bank.reserve(training(5)))
+    AnchorFile(file).append("run-a", 2, {"bank": bank.anchor()})
+    for target in (run, run / "ledgers" / "bank.jsonl"):
+        assert all(
+            one["clock_ahead_seconds"] <= 0 for one in answer(capsys, "show", target, "--anchor", file)["ledgers"]
+        )
+    (run / "ledgers" / "bank.jsonl").write_bytes(older)
+    for target in (run, run / "ledgers" / "bank.jsonl"):
+        assert main(["budget", "show", str(target), "--anchor", str(file)]) == 1
+        assert f"bank's ledger never had anchor 2 that {file} keeps of it" in capsys.readouterr().err
+    assert main(["budget", "show", str(run / "ledgers" / "shop.jsonl"), "--anchor", str(file)]) == 0
+
+
+def test_a_server_without_an_anchor_of_the_one_ledger_asked_about_is_no_proof(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "anchors.jsonl"
+    AnchorFile(file).append("run-a", 1, {"bank": ledger_at(run / "ledgers" / "bank.jsonl", "bank").anchor()})
+    assert main(["budget", "show", str(run / "ledgers" / "shop.jsonl"), "--anchor", str(file)]) == 2
+    assert f"--anchor: {file} keeps no anchor of shop" in capsys.readouterr().err
+    assert [one["clock_ahead_seconds"] is None for one in answer(capsys, "show", run, "--anchor", file)["ledgers"]] == [
+        False,
+        True,
+    ]
+
+
+def test_a_clock_ahead_of_the_servers_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = long_ago(tmp_path / "run", 20, -2)
+    AnchorFile(tmp_path / "anchors.jsonl").append(
+        "run-a", 2, {"shop": ledger_at(run / "ledgers" / "shop.jsonl").anchor()}
+    )
+    (shop,) = answer(capsys, "show", run, "--anchor", tmp_path / "anchors.jsonl")["ledgers"]
+    assert shop["clock_ahead_seconds"] == pytest.approx(2 * 86_400, abs=60)
+    assert main(["budget", "show", str(run), "--anchor", str(tmp_path / "anchors.jsonl")]) == 0
+    assert re.search(r"shop: its clock was 17\d{4} s ahead of the server's", capsys.readouterr().out)
 
 
 # --- forecast -----------------------------------------------------------------------------------------------------

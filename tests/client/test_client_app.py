@@ -1,5 +1,7 @@
 """The shim: what leaves it, and above all what does not."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,27 +16,17 @@ from partner_folder import task_for, write_partner
 
 import client.app
 import client.worker
-from client.app import app, forget_workers, worker_at
+from client.app import app
+from client.desk import forget_workers, worker_at
 from client.worker import Worker
 from common.errors import HushclickError
-from common.messages import (
-    BUDGET_EXHAUSTED,
-    QUERY_CATALOGUE,
-    QUERY_JOIN,
-    QUERY_STATISTICS,
-    REFUSED,
-    TRAIN_UPDATE,
-    CatalogueTask,
-    JoinReply,
-    JoinTask,
-    StatisticsReply,
-    StatisticsTask,
-    TrainReply,
-)
+from common.message_types import BUDGET_EXHAUSTED, QUERY_CATALOGUE, QUERY_JOIN, QUERY_STATISTICS, REFUSED, TRAIN_UPDATE
+from common.messages import CatalogueTask, JoinReply, JoinTask, StatisticsReply, StatisticsTask, TrainReply
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder
 
 Ask = Callable[..., Message]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -102,6 +94,7 @@ def test_promise_1_the_reply_holds_round_kind_public_weight_and_body_whatever_th
         task = task_for(partner(number, rows), weight=0.5)
         reply = ask(TRAIN_UPDATE, task.to_record(), number)
         fields = dict(reply.content["hushclick.fields"])
+        assert len(fields.pop("anchor")) == 64  # of the ledger, blinded by a nonce
         assert fields == {"round": 1, "kind": "local_delta", "weight": 0.5}
         body = reply.content["hushclick.arrays"]["body"]
         assert body.shape == task.model_D.shape
@@ -261,7 +254,11 @@ def test_an_answer_is_to_its_question(ask: Ask, partner: Callable[..., Worker]) 
 
 
 def test_promise_3_the_shim_holds_no_data_model_or_key() -> None:
-    """What Flower starts knows workers by their folder only."""
+    """What Flower starts keeps nothing, and loads nothing that could train or be kept: it starts for every message."""
     held = {name: value for name, value in vars(client.app).items() if not name.startswith("__")}
-    states = {name for name, value in held.items() if isinstance(value, (dict, list, set, np.ndarray))}
-    assert states == {"_workers"}
+    assert not {name for name, value in held.items() if isinstance(value, (dict, list, set, np.ndarray))}
+    program = "import client.app, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(found.stdout.split())
+    assert {"flwr", "grpc"} <= loaded
+    assert not loaded & {"torch", "opacus", "transformers", "pandas", "sklearn", "scipy", "pydantic", "simulations"}

@@ -121,7 +121,8 @@ def test_promise_2_noise_clip_and_rate_are_the_partners_own(make: Make, monkeypa
         "noise_multiplier": 0.8,
         "clip": 0.7,
         "max_rows": 5,
-        "expected_users": 0.5 * 12,  # declared, not counted
+        "expected_units": 0.5 * 12,  # declared, not counted
+        "unit": "user",
     }
 
 
@@ -313,7 +314,7 @@ def test_promise_2_a_round_over_budget_is_refused_before_the_data_is_touched(mak
     with pytest.raises(BudgetExhausted):
         Worker(config).train(task)
     # The same task on a fresh ledger is affordable, and then the log is missed, after the reservation.
-    richer = replace(config, ledger=config.ledger + ".fresh")
+    richer = replace(config, ledger=config.ledger + ".fresh", state=config.state + ".fresh")
     with pytest.raises(DataError, match="no such file"):
         Worker(richer).train(task)
     assert len(events(richer)) == 1
