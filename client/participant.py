@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from client.identity import load_identity
@@ -24,7 +25,7 @@ from common.secagg import client_role
 from common.secagg.checks import Member
 from common.secagg.graph import MOST_COMPLETE
 from common.secagg.keys import Random
-from common.secagg.roster import load_roster
+from common.secagg.roster import Roster, load_roster
 from common.secagg.states import Advertised, Masked, Opened, Shared, State, dump_state, load_state
 from common.secagg.transcript import session_hash
 from common.secagg.wire import (
@@ -178,16 +179,28 @@ def participant_of(config: PartnerConfig) -> tuple[Participant | None, str]:
     """
     if config.aggregation.method == "plain":
         return None, ""
+    identity, roster = own_membership(config)
+    member = Member(roster.number(config.name), identity, roster, config.aggregation.policy())
+    state, store = Path(config.state), MemoryRoundStore()
+    disk = SealedRoundStore(state / "secrets", identity)
+    return Participant(member, state, disk if config.aggregation.round_secrets == "disk" else store), roster.hash.hex()
+
+
+def own_membership(config: PartnerConfig) -> tuple[Ed25519PrivateKey, Roster]:
+    """Returns this partner's identity and its roster, of which it is a member under that key.
+
+    Raises:
+        ConfigError: for a key or a roster that is not set, cannot be read, or do not belong together.
+    """
+    if not (config.identity and config.roster):
+        raise ConfigError(f"{config.name}: identity or roster is unset; partners know each other by both")
     identity, roster = load_identity(Path(config.identity)), load_roster(Path(config.roster))
     public, names = identity.public_key().public_bytes_raw().hex(), [member.name for member in roster.members]
     if config.name not in names or roster.member(roster.number(config.name)).public_key != public:
         raise ConfigError(
             f"{config.roster}: has no member {config.name} with the public key {public} of {config.identity}"
         )
-    member = Member(roster.number(config.name), identity, roster, config.aggregation.policy())
-    state, store = Path(config.state), MemoryRoundStore()
-    disk = SealedRoundStore(state / "secrets", identity)
-    return Participant(member, state, disk if config.aggregation.round_secrets == "disk" else store), roster.hash.hex()
+    return identity, roster
 
 
 class _Register:

@@ -3,16 +3,19 @@
 Nothing here comes from the server, and nothing that the server sends can change it.
 """
 
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from common.addresses import UNIX, split_address
 from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
 from common.errors import ConfigError
+from common.kit import take_version
 from common.noise_shares import shares_of
 from common.secagg.parameters import Policy
 
@@ -43,6 +46,37 @@ class PartnerAggregation:
 
 
 @dataclass(frozen=True, config=STRICT)
+class PartnerOverlap:
+    """With whom this partner counts shared users (`check --overlap`): with nobody, unless it says so."""
+
+    partners: tuple[str, ...] = ()  # may ask this partner, and may be asked by it; both must name each other
+    identifiers: str = ""  # file with one per line, of the people in the clicks; unset = the users of the clicks
+    fold_case: bool = False  # e-mail addresses: true; ids in which A and a differ: false. Both partners state the same
+    secret: str = ""  # file with 64 hex digits that these partners share; unset = the masks alone hide identifiers
+    least_users: Annotated[int, Field(ge=100, le=10**9)] = 1000  # neither asks nor answers with fewer
+    days_between_answers: Annotated[int, Field(ge=1, le=3660)] = 30  # to the same partner
+
+
+@dataclass(frozen=True, config=STRICT)
+class PartnerWorker:
+    """How `hushclick worker` serves this partner; a simulation has no use for it."""
+
+    listen: str = "unix:worker/socket"  # unix:PATH, or HOST:PORT on loopback, which any user of the machine can reach
+    group: str = ""  # of the socket: the group of the shim's user; unset = this user alone
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # Prometheus, on loopback; 0 = none
+    most_message_bytes: Annotated[int, Field(ge=2**16, le=2**36)] = 2**30
+    grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60.0  # for the answer under way, when it is stopped
+    linger_seconds: Annotated[float, Field(ge=0)] = 600.0  # of silence, before a worker without budget ends
+
+    def __post_init__(self) -> None:
+        if self.listen.startswith(UNIX) and len(self.listen) > len(UNIX):
+            return
+        host, _ = split_address(self.listen, "worker.listen")
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            raise ConfigError(f'worker.listen = "{self.listen}": a worker listens on this machine only: unix:PATH')
+
+
+@dataclass(frozen=True, config=STRICT)
 class PartnerConfig:
     """One partner's own configuration; relative paths are taken from the file's folder."""
 
@@ -57,6 +91,8 @@ class PartnerConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     aggregation: PartnerAggregation = field(default_factory=PartnerAggregation)
+    overlap: PartnerOverlap = field(default_factory=PartnerOverlap)
+    worker: PartnerWorker = field(default_factory=PartnerWorker)
 
     @property
     def noise_shares(self) -> int:
@@ -85,10 +121,28 @@ class PartnerConfig:
 def load_partner(path: Path) -> PartnerConfig:
     """Returns a partner's configuration with absolute paths, or raises `ConfigError`."""
     table = read_toml(path)
-    for key in ("clicks", "card", "ledger", "state", "identity", "roster"):
-        if isinstance(table.get(key), str) and table[key]:
-            table[key] = str((path.parent / table[key]).resolve())
+    take_version(table, path, needed=False)  # a simulation's partners have no kit
+    overlap = table.get("overlap")
+    _anchor(table, ("clicks", "card", "ledger", "state", "identity", "roster"), path.parent)
+    _anchor(overlap if isinstance(overlap, dict) else {}, ("identifiers", "secret"), path.parent)
+    _anchor_socket(table, path.parent)
     return parse_table(PartnerConfig, table)
+
+
+def _anchor(table: dict[str, Any], keys: Sequence[str], folder: Path) -> None:
+    """Takes relative paths from the file's folder, in place."""
+    for key in keys:
+        if isinstance(table.get(key), str) and table[key]:
+            table[key] = str((folder / table[key]).resolve())
+
+
+def _anchor_socket(table: dict[str, Any], folder: Path) -> None:
+    worker = table.setdefault("worker", {})
+    if not isinstance(worker, dict):
+        return
+    listen = worker.setdefault("listen", PartnerWorker.listen)
+    if isinstance(listen, str) and listen.startswith(UNIX):
+        worker["listen"] = UNIX + str((folder / listen.removeprefix(UNIX)).resolve())
 
 
 def dump_partner(config: PartnerConfig) -> str:

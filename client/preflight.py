@@ -1,0 +1,145 @@
+"""What of a partner can be checked on its own machine before it joins anything: one line each, `ok` or the mend.
+
+Not checked in this version: certificates, the network, the GPU, and whether shim and worker run as different users.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.anchors import HeadFile
+from client.budget import Budget
+from client.overlap.identifiers import load_secret
+from client.participant import own_membership
+from client.partner import PartnerConfig
+from common.card import load_card
+from common.clicks import read_clicks
+from common.errors import ConfigError, HushclickError
+from common.pretrained import locate
+from common.privacy.accounting import epsilon, rounded_up
+from common.privacy.ledger import Ledger
+from common.privacy.views import as_seen, bounds_of
+
+NOT_CHECKED = "certificates, network, GPU, separation of shim and worker"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, whether it is in order, and what was found or how to mend it."""
+
+    what: str
+    ok: bool
+    says: str
+
+
+def preflight(config: PartnerConfig) -> list[Finding]:
+    """Returns a finding per part of a partner, in the order of a deployment; nothing is trained, sent or charged."""
+    return [_finding(what, look, config) for what, look in _LOOKS]
+
+
+def _finding(what: str, look: Callable[[PartnerConfig], str], config: PartnerConfig) -> Finding:
+    try:
+        return Finding(what, True, look(config))
+    except HushclickError as error:
+        return Finding(what, False, "; ".join(str(error).splitlines()))
+
+
+def _clicks(config: PartnerConfig) -> str:
+    card = load_card(Path(config.card))
+    report = read_clicks(Path(config.clicks), card, allow_one_class=True).report
+    privacy = config.privacy
+    if privacy.mode != "none" and privacy.delta * report.users >= 1:
+        raise ConfigError(
+            f"privacy.delta = {privacy.delta:g} and {report.users} users: a delta of 1 / users allows one of them to"
+            " be shown; lower it well below that"
+        )
+    dropped = "".join(f"; {reason}: {count} dropped" for reason, count in report.dropped.items())
+    return (
+        f"{report.rows_kept} rows of {report.users} users, clicked {report.click_rate:.1%};"
+        f" declared_users = {config.declared_users}{dropped}"
+    )
+
+
+def _encoder(config: PartnerConfig) -> str:
+    found = locate(config.model.encoder, config.model.encoder_sha256)
+    return f"{config.model.encoder}, width {found.width}, fingerprint {found.fingerprint[:12]}"
+
+
+def _membership(config: PartnerConfig) -> str:
+    if config.aggregation.method == "plain":
+        return 'aggregation.method = "plain": none needed, and the server sees every update'
+    _, roster = own_membership(config)
+    least = config.aggregation.least_participants
+    if len(roster) < least:
+        raise ConfigError(
+            f"roster of {len(roster)} members, and aggregation.least_participants = {least}: no round can come about"
+        )
+    return f"member {roster.number(config.name)} of {len(roster)}, roster {roster.hash.hex()[:12]}"
+
+
+def _noise(config: PartnerConfig) -> str:
+    privacy = config.privacy
+    if privacy.mode == "none":
+        raise ConfigError('privacy.mode = "none": nothing protects this partner\'s users; set "local" or "distributed"')
+    if privacy.fixed_seed is not None:
+        raise ConfigError(
+            f"privacy.fixed_seed = {privacy.fixed_seed}: whoever knows it can remove the noise; take the line out"
+        )
+    return (
+        f"mode {privacy.mode}, unit {privacy.unit}, noise multiplier {privacy.noise_multiplier:g},"
+        f" sampling rate {privacy.sampling_rate:g}"
+    )
+
+
+def _budget(config: PartnerConfig) -> str:
+    ledger, privacy = Ledger(Path(config.ledger), config.name), config.privacy
+    budget = Budget(ledger, privacy, HeadFile(Path(config.state)))
+    budget.require_whole()
+    head = ledger.verify()
+    if privacy.mode == "none":
+        return f"{head.num_records} records, chain verified; no budget applies"
+    spent, texts = budget.counted(), []
+    for view, bound in bounds_of(privacy).items():
+        paid = epsilon(as_seen(spent, view), privacy.delta)
+        if paid >= bound:
+            raise ConfigError(
+                f"epsilon {rounded_up(paid)} of {bound:g} is spent ({view}): every round will be refused;"
+                " a budget is this partner's own to raise"
+            )
+        texts.append(f"epsilon {rounded_up(paid)} of {bound:g} spent ({view})")
+    span = f", in {privacy.period_days} days" if privacy.period_days else ""
+    return f"{head.num_records} records, chain verified; {', '.join(texts)} at delta {privacy.delta:g}{span}"
+
+
+def _state(config: PartnerConfig) -> str:
+    folder = Path(config.state)
+    there = folder if folder.exists() else next(one for one in folder.parents if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"state = {folder}: {there} cannot be written to; mend its owner or mode")
+    return f"{folder} can be written to" if there == folder else f"{folder} will be made"
+
+
+def _overlap(config: PartnerConfig) -> str:
+    policy = config.overlap
+    if not policy.partners:
+        return "overlap.partners is empty: no counts of shared users are asked or answered"
+    _, roster = own_membership(config)
+    strangers = sorted(
+        {*policy.partners} - {member.name for member in roster.members} | {*policy.partners} & {config.name}
+    )
+    if strangers:
+        raise ConfigError(f"overlap.partners: {', '.join(strangers)}: not another member of the roster")
+    masked = "with a shared secret" if load_secret(policy) else "without a shared secret"
+    return f"counts with {', '.join(policy.partners)}, {masked}, of {policy.least_users} users or more"
+
+
+_LOOKS: tuple[tuple[str, Callable[[PartnerConfig], str]], ...] = (
+    ("card and clicks", _clicks),
+    ("encoder", _encoder),
+    ("identity and roster", _membership),
+    ("noise", _noise),
+    ("ledger and budget", _budget),
+    ("state folder", _state),
+    ("overlap", _overlap),
+)
