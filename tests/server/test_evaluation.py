@@ -313,3 +313,16 @@ def test_users_need_no_alphabet(load: Load) -> None:
     parts = [part for _, part in frame.groupby("user")]
     moved = pd.concat(parts[::-1]).reset_index(drop=True)
     assert load(moved).label_NL[:, 0].sum() == load(frame).label_NL[:, 0].sum()
+
+
+def test_features_are_made_once_for_the_same_bytes_and_anew_for_others(tmp_path: Path, pretrained: Pretrained) -> None:
+    """Wherever the file lies; and a file that was replaced is never answered with the features of the earlier one."""
+    first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    central(seed=1).to_parquet(first, index=False)
+    second.write_bytes(first.read_bytes())
+    kept = load_heldout(first, CONFIG, pretrained)
+    assert load_heldout(second, CONFIG, pretrained) is kept
+    assert load_heldout(first, replace(CONFIG, history=CONFIG.history + 1), pretrained) is not kept
+    central(seed=2).to_parquet(first, index=False)
+    assert load_heldout(first, CONFIG, pretrained).label_NL.tolist() != kept.label_NL.tolist()
+    assert load_heldout(second, CONFIG, pretrained).label_NL.tolist() == kept.label_NL.tolist()

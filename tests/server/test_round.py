@@ -14,7 +14,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.contribution import LocalDelta, RunningSum
 from common.errors import ProtocolError, TooFewPartners
-from common.messages import BUDGET_EXHAUSTED, REFUSED, TRAIN_UPDATE, JoinTask, TrainingPlan, TrainReply, TrainTask
+from common.message_types import BUDGET_EXHAUSTED, REFUSED, TRAIN_UPDATE
+from common.messages import JoinTask, TrainingPlan, TrainReply, TrainTask
 from server.round import Exchange, collect_sum, exchange
 
 Reply = RecordDict | Error

@@ -1,0 +1,31 @@
+"""The version of the files of a kit: what one version of Hushclick hands out, another must not half understand."""
+
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+
+KIT_VERSION = 1
+
+
+def take_version(table: dict[str, Any], path: Path, *, needed: bool = True) -> None:
+    """Takes `kit = 1` out of the table of a file.
+
+    Args:
+        table: of the file; changed in place.
+        path: of the file, for the error.
+        needed: whether a file without a version is refused; what a simulation writes has none.
+
+    Raises:
+        ConfigError: for another version, or none.
+    """
+    if "kit" not in table and not needed:
+        return
+    found = table.pop("kit", None)
+    if found is None:
+        raise ConfigError(f"{path}: kit: missing; the files of a kit say kit = {KIT_VERSION} at the top")
+    if type(found) is not int or found != KIT_VERSION:
+        raise ConfigError(
+            f"{path}: kit = {found!r}: this version of hushclick reads kit {KIT_VERSION}; install the version that"
+            " wrote the kit, or have this one provision it again"
+        )

@@ -1,0 +1,60 @@
+"""The operator's `server.toml`: what `hushclick server` starts from."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from common.addresses import checked_host
+from common.config import STRICT, parse_table, read_toml
+from common.kit import take_version
+
+_PATHS = (
+    *("config", "roster", "run", "certificate", "key", "ca", "signing_key", "nodes"),
+    *("clicks", "card", "database", "log"),
+)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServerDeployment:
+    """What the coordinator of a deployment is made of; relative paths are taken from the file's folder."""
+
+    clicks: str  # held-out clicks of the central evaluation, CSV or Parquet; no partner's
+    card: str  # data card of these clicks
+    config: str = "run.toml"  # the run's configuration
+    roster: str = "roster.toml"  # the same at every partner
+    run: str = "run"  # run folder: made at the first start, gone on with at the next
+    host: str = "127.0.0.1"  # that the SuperLink listens at
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    certificate: str = "server.crt"
+    key: str = "server.key"
+    ca: str = "ca.crt"
+    signing_key: str = "signing.key"  # signs the final model; Ed25519, PEM
+    nodes: str = "nodes"  # NAME.pub per partner; whose file is gone is taken off the list
+    database: str = "superlink.db"
+    log: str = "superlink.log"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "host", checked_host(self.host, "host"))
+
+
+def load_deployment(path: Path) -> ServerDeployment:
+    """Returns the deployment in a `server.toml` with absolute paths.
+
+    Raises:
+        ConfigError: where it cannot be read, is of another kit version, or has a wrong key or value.
+    """
+    table = read_toml(path)
+    take_version(table, path)
+    folder = path.resolve().parent
+    for key in _PATHS:
+        value = table.get(key, ServerDeployment.__dataclass_fields__[key].default)
+        if isinstance(value, str):
+            table[key] = str((folder / Path(value).expanduser()).resolve())
+    return parse_table(ServerDeployment, table)
+
+
+def node_keys(deployment: ServerDeployment) -> dict[str, Path]:
+    """Returns partner -> the file of its public node key, in name order: all that the SuperLink is to know."""
+    return {path.stem: path for path in sorted(Path(deployment.nodes).glob("*.pub"))}
