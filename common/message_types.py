@@ -1,0 +1,33 @@
+"""The types of all messages, and the codes of replies that refuse: all that a shim needs to know of the protocol."""
+
+TRAIN_UPDATE = "train.update"
+TRAIN_MASK = "train.mask"
+QUERY_JOIN = "query.join"
+QUERY_ANCHOR = "query.anchor"
+QUERY_STATISTICS = "query.statistics"
+QUERY_CATALOGUE = "query.catalogue"
+QUERY_ADVERTISE = "query.advertise"
+QUERY_REVEAL = "query.reveal"
+QUERY_SHARE = "query.share"
+QUERY_MASK = "query.mask"
+QUERY_CONFIRM = "query.confirm"
+QUERY_UNMASK = "query.unmask"
+
+MESSAGE_TYPES = (
+    TRAIN_UPDATE,
+    TRAIN_MASK,
+    QUERY_JOIN,
+    QUERY_ANCHOR,
+    QUERY_STATISTICS,
+    QUERY_CATALOGUE,
+    QUERY_ADVERTISE,
+    QUERY_REVEAL,
+    QUERY_SHARE,
+    QUERY_MASK,
+    QUERY_CONFIRM,
+    QUERY_UNMASK,
+)
+
+# Error codes of replies; Flower's own are below 100.
+REFUSED = 101
+BUDGET_EXHAUSTED = 103
