@@ -53,6 +53,10 @@ _TAKES = {
     "config": ("CONFIG", "configuration (TOML)", "a configuration: a TOML file"),
     "run": ("RUN", "run folder", "a run folder"),
     "ledger": ("LEDGER", "ledger file, or run folder for all of its ledgers", "a ledger file or a run folder"),
+    "consortium": ("CONSORTIUM", "the consortium's own file (TOML)", "a consortium: a TOML file"),
+    "keys": ("DIR", "folder with a partner's keys", "a folder with keys"),
+    "key": ("FILE", "key or certificate", "a key or certificate file"),
+    "nothing": ("FILE", argparse.SUPPRESS, ""),  # --out says it all
 }
 
 
@@ -88,12 +92,39 @@ _BUDGET_ACTIONS = (
             options=(
                 ("--epsilon", {"type": float, "help": "budget, in the place of the partner's policy"}),
                 ("--delta", {"type": float, "help": "delta, in the place of the partner's policy"}),
-                ("--anchor", {"metavar": "LENGTH:SHA256", "help": "a head kept elsewhere that it must contain"}),
+                (
+                    "--anchor",
+                    {
+                        "metavar": "LENGTH:SHA256",
+                        "help": "a head kept elsewhere that it must contain, or a server's anchors.jsonl",
+                    },
+                ),
                 _SECOND_OPINION,
             ),
         ),
     ),
     ("forecast", Command("rounds left at the rate of the last one, per partner", "client.budget_forecast", "run")),
+)
+
+_PROVISION_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("--rotate", {"action": "append", "default": [], "metavar": "NAME", "help": "new keys for a partner's kit"}),
+    ("--rotate-server", {"action": "store_true", "help": "a new certificate and TLS key for the server"}),
+    ("--rotate-signing", {"action": "store_true", "help": "a new key for signing models"}),
+)
+_ONLY_KEY: tuple[str, Mapping[str, Any]] = (
+    "--only",
+    {"choices": ("identity", "node"), "help": "one of the two keys (default: both)"},
+)
+_KEYS_ACTIONS = (
+    (
+        "new",
+        Command("make a partner's keys in --out; prints public halves", "client.keys_command", "nothing", (_ONLY_KEY,)),
+    ),
+    (
+        "rotate",
+        Command("make new ones in the place of the old, which are kept", "client.keys_command", "keys", (_ONLY_KEY,)),
+    ),
+    ("show", Command("say what a key or certificate is", "client.keys_command", "key")),
 )
 
 _SIMULATE_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
@@ -108,18 +139,64 @@ _SIMULATE_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ),
 )
 
+_CHECK_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    (
+        "--overlap",
+        {
+            "choices": ("ask", "answer", "count"),
+            "help": "in place of the preflight, a step of counting the users that two partners share",
+        },
+    ),
+    ("--with", {"dest": "peer", "metavar": "NAME", "help": "ask: the other partner"}),
+    ("--file", {"type": Path, "metavar": "FILE", "help": "answer: the request; count: the response"}),
+)
+
+_SWEEP_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("--epsilon", {"type": float, "nargs": "+", "metavar": "EPSILON", "help": "which (default: 1 3 8)"}),
+    ("--seeds", {"type": _count, "metavar": "N", "help": "runs of each point, for an interval (default: 5)"}),
+    (
+        "--modes",
+        {
+            "nargs": "+",
+            "metavar": "MODE",
+            "help": "of local, distributed, pooled and none (default: all; none only where clicks are public)",
+        },
+    ),
+    (
+        "--vary",
+        {"action": "append", "default": [], "metavar": "KEY=V1,V2", "help": "run the whole grid at each of these"},
+    ),
+    (
+        "--set-for",
+        {"action": "append", "default": [], "metavar": "MODE:KEY=VALUE", "help": "override one key in one mode"},
+    ),
+    (
+        "--budget",
+        {"type": float, "metavar": "EPSILON", "help": "of the whole sweep on private clicks, not privacy.epsilon"},
+    ),
+    ("--resume", {"action": "store_true", "help": "go on with the sweep in --out; cells that are done are kept"}),
+)
+
 COMMANDS: dict[str, Command] = {
     "simulate": Command(
         "train over simulated partners on this machine, and write a report",
         "simulations.run",
         options=_SIMULATE_OPTIONS,
     ),
-    "sweep": Command("draw utility against privacy over seeds and settings"),
+    "sweep": Command(
+        "draw utility against privacy over seeds and settings", "simulations.sweep", options=_SWEEP_OPTIONS
+    ),
     "audit": Command("attack a run's privacy claim and print the lower bound"),
     "budget": Command("plan, show and forecast a partner's privacy budget", actions=_BUDGET_ACTIONS),
-    "check": Command("preflight of a partner: data, keys, network, budget"),
-    "provision": Command("make one kit per partner"),
-    "keys": Command("make and rotate a partner's keys"),
+    "check": Command(
+        "preflight of a partner: data, keys, budget; counts users shared with another",
+        "client.check",
+        options=_CHECK_OPTIONS,
+    ),
+    "provision": Command(
+        "make one kit per partner", "server.provision.command", takes="consortium", options=_PROVISION_OPTIONS
+    ),
+    "keys": Command("make and rotate a partner's keys", actions=_KEYS_ACTIONS),
     "server": Command("run the coordinator of a deployment"),
     "worker": Command("run a partner's worker"),
     "client": Command("run a partner's client"),
@@ -220,7 +297,7 @@ def _run(argv: list[str]) -> int:
         name, command = f"{name} {arguments.action}", dict(command.actions)[arguments.action]
     if command.module is None:
         raise UsageError(f"{name}: not in this version; CHANGELOG.md says what is")
-    if arguments.config is None:
+    if arguments.config is None and command.takes != "nothing":
         raise UsageError(f"{name} needs {_TAKES[command.takes][2]}")
     module = importlib.import_module(command.module)
     result = module.command(arguments)
@@ -228,7 +305,8 @@ def _run(argv: list[str]) -> int:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
         module.show(result, arguments)
-    return 0
+    code: int = module.exit_code(result) if hasattr(module, "exit_code") else 0
+    return code
 
 
 def _complain(text: str, as_json: bool, code: int) -> None:

@@ -3,12 +3,13 @@
 | message | type | who -> whom | what it holds |
 |---|---|---|---|
 | `JoinTask` | query.join | server -> client | run id |
-| `JoinReply` | | client -> server | partner name, users it declares, fingerprint it has, heads it can label |
+| `JoinReply` | | client -> server | partner name, users it declares, fingerprint it has, heads it can label, anchor |
+| `AnchorTask` | query.anchor | server -> client | the last anchor of its ledger; answered by an empty record |
 | `StatisticsTask` | query.statistics | server -> client | item catalogue (only without privacy) |
 | `StatisticsReply` | | client -> server | clicks and impressions per item |
 | `CatalogueTask` | query.catalogue | server -> client | the summed item counts; answered by an empty record |
 | `TrainTask` | train.update | server -> client | run, round, attempt, training plan, global model |
-| `TrainReply` | | client -> server | one contribution |
+| `TrainReply` | | client -> server | one contribution, anchor |
 
 A record that does not decode is a `ProtocolError`: a peer's mistake, never a crash. Arrays travel as little-endian
 bytes with explicit dtype and shape.
@@ -25,19 +26,11 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.anchors import require_anchor
 from common.config import PrivacyConfig
 from common.contribution import Contribution, LocalDelta, NoisedStep
 from common.errors import ProtocolError
 from common.secagg.transcript import digest
-
-TRAIN_UPDATE = "train.update"
-QUERY_JOIN = "query.join"
-QUERY_STATISTICS = "query.statistics"
-QUERY_CATALOGUE = "query.catalogue"
-
-# Error codes of replies; Flower's own are below 100.
-REFUSED = 101
-BUDGET_EXHAUSTED = 103
 
 _FIELDS = "hushclick.fields"
 _ARRAYS = "hushclick.arrays"
@@ -125,7 +118,7 @@ def shared_hash(item_counts: bytes, privacy: PrivacyConfig, shares: int) -> byte
         return item_counts
     numbers = struct.pack("<ddd", privacy.sampling_rate, privacy.clip, privacy.noise_multiplier or 0.0)
     counts = privacy.grid_bits, privacy.max_impressions_per_user, shares
-    return digest("shared", privacy.mode, item_counts, numbers, *counts)
+    return digest("shared", privacy.mode, privacy.unit, item_counts, numbers, *counts)
 
 
 def _types(kind: type) -> dict[str, type]:
@@ -152,30 +145,8 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
-class JoinTask:
-    """Asks who is there, before any model is sent."""
-
-    run_id: str
-
-    def to_record(self) -> RecordDict:
-        """Returns the message as a record."""
-        return _pack({"run_id": self.run_id})
-
-    @classmethod
-    def from_record(cls, record: RecordDict) -> Self:
-        """Returns the message in a record, or raises `ProtocolError`."""
-        return cls(**_scalars(record, _types(cls)))
-
-
-@dataclass(frozen=True)
-class JoinReply:
-    """What a partner says of itself: all of it public by the partner's own decision."""
-
-    partner: str
-    declared_users: int
-    fingerprint: str
-    has_purchases: bool
-    roster: str  # hash (hex) of the roster that it pinned; empty without secure aggregation
+class _Flat:
+    """A message of scalars alone."""
 
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
@@ -184,10 +155,50 @@ class JoinReply:
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, _types(cls))
-        if values["declared_users"] < 1:
-            raise ProtocolError(f"declared_users = {values['declared_users']}: must be at least 1")
-        return cls(**values)
+        return cls(**_scalars(record, _types(cls)))
+
+
+@dataclass(frozen=True)
+class JoinTask(_Flat):
+    """Asks who is there, before any model is sent."""
+
+    run_id: str
+
+
+@dataclass(frozen=True)
+class JoinReply(_Flat):
+    """What a partner says of itself: all of it public by the partner's own decision."""
+
+    partner: str
+    declared_users: int
+    fingerprint: str
+    has_purchases: bool
+    roster: str  # hash (hex) of the roster that it pinned; empty without secure aggregation
+    anchor: str = ""  # blinded commitment to the head of its ledger; empty before the first record
+
+    def __post_init__(self) -> None:
+        require_anchor(self.anchor)
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        reply = super().from_record(record)
+        if reply.declared_users < 1:
+            raise ProtocolError(f"declared_users = {reply.declared_users}: must be at least 1")
+        return reply
+
+
+@dataclass(frozen=True)
+class AnchorTask(_Flat):
+    """Tells a partner the last anchor of its ledger that the server has; answered by an empty record."""
+
+    run_id: str
+    anchor: str
+
+    def __post_init__(self) -> None:
+        require_anchor(self.anchor)
+        if not self.anchor:
+            raise ProtocolError("an empty anchor: 64 hex digits are needed")
 
 
 @dataclass(frozen=True)
@@ -321,24 +332,31 @@ class TrainReply:
 
     round: int
     contribution: Contribution
+    anchor: str = ""  # blinded commitment to the head of the sender's ledger
+
+    def __post_init__(self) -> None:
+        require_anchor(self.anchor)
 
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
         if isinstance(self.contribution, LocalDelta):
-            scalars = {"round": self.round, "kind": "local_delta", "weight": float(self.contribution.weight)}
-            return _pack(scalars, {"body": self.contribution.delta_D})
-        scalars = {"round": self.round, "kind": "noised_step", "weight": float(self.contribution.declared_units)}
-        return _pack(scalars, {"body": self.contribution.sum_D})
+            scalars = {"kind": "local_delta", "weight": float(self.contribution.weight)}
+            body_D: NDArray[Any] = self.contribution.delta_D
+        else:
+            scalars = {"kind": "noised_step", "weight": float(self.contribution.declared_units)}
+            body_D = self.contribution.sum_D
+        return _pack({"round": self.round, **scalars, "anchor": self.anchor}, {"body": body_D})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, {"round": int, "kind": str, "weight": float}, with_array=True)
+        values = _scalars(record, {"round": int, "kind": str, "weight": float, "anchor": str}, with_array=True)
+        number, anchor = values["round"], values["anchor"]
         if values["kind"] == "local_delta":
             delta_D = _array(record, "body", "<f4")
-            return cls(values["round"], LocalDelta(delta_D, values["weight"]))
+            return cls(number, LocalDelta(delta_D, values["weight"]), anchor)
         if values["kind"] == "noised_step":
             if not values["weight"].is_integer():
                 raise ProtocolError(f"weight = {values['weight']} of a noised step: must be a whole number")
-            return cls(values["round"], NoisedStep(_array(record, "body", "<i8"), int(values["weight"])))
+            return cls(number, NoisedStep(_array(record, "body", "<i8"), int(values["weight"])), anchor)
         raise ProtocolError(f"a contribution of kind {values['kind']!r}: must be local_delta or noised_step")

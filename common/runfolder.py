@@ -16,6 +16,7 @@ class RunFolder:
     """The paths of one run; nothing is created by asking for a path."""
 
     root: Path
+    shared_ledgers: Path | None = None  # where several runs on the same people's clicks are charged to one ledger each
 
     @property
     def config(self) -> Path:
@@ -35,7 +36,7 @@ class RunFolder:
     @property
     def ledgers(self) -> Path:
         """One privacy ledger per partner."""
-        return self.root / "ledgers"
+        return self.shared_ledgers or self.root / "ledgers"
 
     @property
     def report(self) -> Path:
@@ -46,6 +47,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """The state after the last good round."""
         return self.root / "checkpoint.safetensors"
+
+    @property
+    def anchors(self) -> Path:
+        """What the server keeps of the partners' ledgers, so that they notice a backup that was restored."""
+        return self.root / "anchors.jsonl"
 
     @property
     def roster(self) -> Path:

@@ -22,7 +22,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.anchors import require_anchor
 from common.errors import ProtocolError
+from common.message_types import QUERY_ADVERTISE, QUERY_REVEAL, QUERY_SHARE
 from common.secagg.transcript import pack_numbers
 from common.secagg.wire import (
     NUMBER_BYTES,
@@ -38,14 +40,6 @@ from common.secagg.wire import (
     Upload,
     parts_of,
 )
-
-TRAIN_MASK = "train.mask"
-QUERY_MASK = "query.mask"
-QUERY_CONFIRM = "query.confirm"
-QUERY_UNMASK = "query.unmask"
-QUERY_ADVERTISE = "query.advertise"
-QUERY_REVEAL = "query.reveal"
-QUERY_SHARE = "query.share"
 
 _STAGE = "hushclick.stage"
 _AHEAD = "hushclick.ahead"
@@ -87,9 +81,13 @@ class Coin:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """One consistency signature, 64 bytes."""
+    """One consistency signature, 64 bytes, and what the server keeps of the signer's ledger."""
 
     signature: bytes
+    anchor: str = ""  # blinded commitment to the head of the ledger; empty before its first record
+
+    def __post_init__(self) -> None:
+        require_anchor(self.anchor)
 
 
 Ahead = AdvertiseTask | Advertised | RevealTask | Coin | ShareTask | Shares
@@ -212,13 +210,6 @@ def _value(name: str, value: Any, hint: Any) -> Any:
 
 __all__ = [
     "ANSWER_TO",
-    "QUERY_ADVERTISE",
-    "QUERY_CONFIRM",
-    "QUERY_MASK",
-    "QUERY_REVEAL",
-    "QUERY_SHARE",
-    "QUERY_UNMASK",
-    "TRAIN_MASK",
     "TYPE_OF",
     "AdvertiseTask",
     "Advertised",

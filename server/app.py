@@ -17,10 +17,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
+from common.anchors import AnchorFile
 from common.config import Config, fingerprint, load_config
 from common.contribution import LocalDelta, NoisedStep, RunningSum
 from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
-from common.messages import TRAIN_UPDATE, TrainingPlan, TrainTask, counts_hash, shared_hash
+from common.message_types import TRAIN_UPDATE
+from common.messages import TrainingPlan, TrainTask, counts_hash, shared_hash
 from common.model.click_model import ClickModel, build_model
 from common.noise_shares import noise_shares
 from common.pretrained import Pretrained, locate
@@ -30,7 +32,7 @@ from common.vector import layout_fingerprint, read_vector, write_vector
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.cohort import draw_cohort
 from server.evaluation import HeldOut, final_figures, load_heldout, round_figures, score
-from server.joining import fitting, join, say
+from server.joining import anchored, fitting, join, say
 from server.journal import Journal
 from server.modelfolder import save_model
 from server.optimiser import ServerOptimiser
@@ -112,6 +114,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     if saved and saved.layout != layout:
         raise CheckpointError("the partners that joined have another model layout than the run's: it cannot go on")
     replies = fitting(config, replies, layout, roster)
+    replies = anchored(grid, config, run_id, nodes, replies, AnchorFile(folder.anchors), saved.round if saved else 0)
     nodes = {partner: nodes[partner] for partner in replies}
     aggregator = None
     if config.aggregation.method == "secure":
@@ -198,6 +201,7 @@ def _collect_secure(
             following=[] if last else draw_cohort(able, rounds.partners_per_round, rounds.seed, number + 1),
         )
     state.exhausted |= collected.exhausted
+    AnchorFile(state.folder.anchors).append(state.run_id, number, collected.anchors)
     record |= {"cohort": collected.stages.get("asked", 0), "contributed": collected.contributed}
     record |= {"stages": collected.stages, "round_trips": collected.round_trips}
     record["bytes"] = {"down": collected.bytes_down, "up": collected.bytes_up}
@@ -211,7 +215,9 @@ def _collect_secure(
     # One noised step over the union: divided by public constants, rate x declared users, never by a sampled size.
     sum_D = total_of(collected, aggregation.min_partners)
     declared = sum(state.declared_users[partner] for partner in collected.sums[0].partners)
-    mean_D: NDArray[np.float64] = sum_D * (privacy.clip / 2**privacy.grid_bits) / (privacy.sampling_rate * declared)
+    mean_D: NDArray[np.float64] = (
+        sum_D * (privacy.clip / 2**privacy.grid_bits) / (privacy.sampling_rate * declared * privacy.units_per_user)
+    )
     return mean_D
 
 
@@ -224,6 +230,8 @@ def _collect_plain(grid: Grid, state: Coordinator, able: list[str], record: dict
     outcome = collect_sum(grid, TRAIN_UPDATE, tasks, number, total, config.aggregation.timeout_seconds)
     names = {node: partner for partner, node in state.nodes.items()}
     state.exhausted |= {names[node] for node in outcome.exhausted}
+    anchors = {names[node]: anchor for node, anchor in outcome.anchors.items()}
+    AnchorFile(state.folder.anchors).append(state.run_id, number, anchors)
     record |= {"cohort": len(cohort), "contributed": total.count}
     record["bytes"] = {"down": outcome.bytes_down, "up": outcome.bytes_up}
     if outcome.failures:

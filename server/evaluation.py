@@ -3,6 +3,7 @@
 Legend: N evaluated rows, L heads, D parameters.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,21 @@ def load_heldout(
         DataError: when the file is not there or not readable, lacks a column, is not in the order of users and times,
             or holds no row to evaluate.
     """
+    if item_counts is not None or not path.is_file():
+        return _load(path, config, pretrained, item_counts)
+    key = hashlib.sha256(path.read_bytes()).hexdigest(), config, pretrained.fingerprint, _CHUNK_ROWS
+    if key not in _latest:
+        heldout = _load(path, config, pretrained, None)
+        _latest.clear()
+        _latest[key] = heldout
+    return _latest[key]
+
+
+# The features of one held-out log, under the hash of its bytes: several runs of one process make them once.
+_latest: dict[tuple[str, ModelConfig, str, int], HeldOut] = {}
+
+
+def _load(path: Path, config: ModelConfig, pretrained: Pretrained, item_counts: ItemCounts | None) -> HeldOut:
     frame = _read(path)
     evaluate_N = frame["evaluate"].to_numpy(bool)
     if not evaluate_N.any():

@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 
 from common.contribution import LocalDelta, RunningSum
 from common.errors import ProtocolError
-from common.messages import BUDGET_EXHAUSTED, TrainReply, TrainTask
+from common.message_types import BUDGET_EXHAUSTED
+from common.messages import TrainReply, TrainTask
 
 _FIRST_PAUSE_SECONDS = 0.001
 _LONGEST_PAUSE_SECONDS = 0.1
@@ -27,6 +28,7 @@ class Exchange:
     bytes_up: int = 0
     failures: dict[int, str] = field(default_factory=dict)  # node id -> reason
     exhausted: set[int] = field(default_factory=set)  # node ids whose budget refused
+    anchors: dict[int, str] = field(default_factory=dict)  # node id -> what it gave of its ledger
 
 
 def exchange(
@@ -99,6 +101,7 @@ def collect_sum(
     timeout_seconds: float,
 ) -> Exchange:
     """Adds the cohort's contributions to `total` as they arrive: memory does not grow with partners."""
+    anchors: dict[int, str] = {}
 
     def take(node: int, content: RecordDict) -> None:
         reply = TrainReply.from_record(content)
@@ -107,9 +110,12 @@ def collect_sum(
         if isinstance(reply.contribution, LocalDelta) and reply.contribution.weight != tasks[node].weight:
             raise ProtocolError("a reply with another weight than the roster's")
         total.add(reply.contribution)
+        anchors[node] = reply.anchor
 
     contents = {node: task.to_record() for node, task in tasks.items()}
-    return exchange(grid, message_type, contents, f"round-{round_number}", timeout_seconds, take)
+    outcome = exchange(grid, message_type, contents, f"round-{round_number}", timeout_seconds, take)
+    outcome.anchors = anchors
+    return outcome
 
 
 def _take_reply(outcome: Exchange, node: int, reply: Message, take: Callable[[int, RecordDict], None]) -> None:

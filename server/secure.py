@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from common.config import AggregationConfig
 from common.errors import ProtocolError, TooFewPartners
+from common.message_types import QUERY_CONFIRM, QUERY_MASK, QUERY_UNMASK, TRAIN_MASK
 from common.secagg.coding import decode
 from common.secagg.parameters import bits_for
 from common.secagg.roster import WEIGHT_UNIT, Roster
@@ -24,10 +25,6 @@ from common.secagg.unmasking import Unmasking
 from common.secagg.wire import SessionId
 from common.stage_messages import (
     ANSWER_TO,
-    QUERY_CONFIRM,
-    QUERY_MASK,
-    QUERY_UNMASK,
-    TRAIN_MASK,
     TYPE_OF,
     Confirmation,
     Revealed,
@@ -205,7 +202,9 @@ class SecureAggregator:
         letters = {number: (QUERY_CONFIRM, stage_record(tally.confirm_task())) for number, tally in tally_of.items()}
 
         def take(number: int, content: RecordDict) -> None:
-            tally_of[number].add_confirmation(number, stage_of(Confirmation, content).signature)
+            confirmation = stage_of(Confirmation, content)
+            tally_of[number].add_confirmation(number, confirmation.signature)
+            outcome.anchors[self.roster.member(number).name] = confirmation.anchor
 
         self._exchange(letters, "confirm", tallies[0].session.round, ahead, outcome, take)
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from common.config import Config
 from common.errors import HushclickError, ProtocolError, TooFewPartners
-from common.messages import QUERY_CATALOGUE, QUERY_STATISTICS, CatalogueTask, StatisticsReply, StatisticsTask
+from common.message_types import QUERY_CATALOGUE, QUERY_STATISTICS
+from common.messages import CatalogueTask, StatisticsReply, StatisticsTask
 from common.runfolder import RunFolder, write_json
 from server.round import Exchange, exchange
 from server.secure import SecureAggregator

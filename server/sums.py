@@ -45,6 +45,7 @@ class Collected:
         stages: how many participants were left after each stage.
         failures: partner -> stage and reason.
         exhausted: partners whose budget refused.
+        anchors: partner -> what it gave of its ledger.
         round_trips: exchanges that this round took, those of its preparation among them unless they rode along.
         errors: why a group, or the whole round, has no sum.
     """
@@ -53,6 +54,7 @@ class Collected:
     stages: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     exhausted: set[str] = field(default_factory=set)
+    anchors: dict[str, str] = field(default_factory=dict)
     round_trips: int = 0
     bytes_down: int = 0
     bytes_up: int = 0

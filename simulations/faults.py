@@ -14,17 +14,21 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 import client.app
+import client.desk
 from common.config import Config, load_config
 from common.errors import ProtocolError
-from common.messages import TRAIN_UPDATE, TrainTask
-from common.runfolder import RunFolder, partner_name
-from common.stage_messages import (
+from common.message_types import (
     QUERY_ADVERTISE,
     QUERY_CONFIRM,
     QUERY_REVEAL,
     QUERY_SHARE,
     QUERY_UNMASK,
     TRAIN_MASK,
+    TRAIN_UPDATE,
+)
+from common.messages import TrainTask
+from common.runfolder import RunFolder, partner_name
+from common.stage_messages import (
     AdvertiseTask,
     ConfirmTask,
     MaskTask,
@@ -91,7 +95,7 @@ def _config_at(path: Path, _changed: int) -> Config:
 
 def _place_attacker(folder: Path, config: Config) -> None:
     """Makes the process's worker of one partner an attacking one; where it is one already, nothing changes."""
-    client.app.place_worker(folder, lambda partner: AttackingWorker(partner, config))
+    client.desk.place_worker(folder, lambda partner: AttackingWorker(partner, config))
 
 
 def _carry(message: Message, context: Context, config: Config, partner: str) -> Message:

@@ -3,10 +3,10 @@
 Each simulated partner gets what a real one would bring: a click log, a data card and its own `partner.toml`.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -16,7 +16,7 @@ from client.identity import new_identity
 from client.partner import PartnerAggregation, PartnerConfig, dump_partner
 from common.card import canonical_card
 from common.clicks import write_clicks
-from common.config import Config, dump_config, read_toml, to_table
+from common.config import Config, DataConfig, ModelConfig, dump_config, read_toml, to_table
 from common.noise_shares import least_in_a_sum
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
@@ -32,6 +32,16 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class RunData:
+    """What runs over the same clicks have in common: read, split, partitioned and encoded once."""
+
+    logs: PartnerLogs
+    declared_users: tuple[int, ...]  # what each partner publishes as its size
+    facts: dict[str, Any]  # the `data` part of metrics.json
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Preparation:
     """What preparing a run found and took."""
 
@@ -40,45 +50,58 @@ class Preparation:
     timings: dict[str, float]
 
 
-def prepare(config: Config, folder: RunFolder, progress: Progress | None = None) -> Preparation:
-    """Reads, splits and partitions the clicks, encodes each distinct text once, and writes the run folder.
+def prepare(
+    config: Config, folder: RunFolder, progress: Progress | None = None, data: RunData | None = None
+) -> Preparation:
+    """Writes the run folder of a configuration, over clicks that `read_data` reads where they are not given.
+
+    Raises:
+        ConfigError: when no noise gives the asked epsilon.
+        DataError, PretrainedError: as `read_data`.
+    """
+    config = with_noise(config)
+    data = data or read_data(config.data, config.model, progress)
+    _write(config, folder, data)
+    write_json(folder.preparation, {"data": data.facts, "timings": data.timings})
+    # Last: a folder with a configuration is a folder that can be resumed.
+    write_atomically(folder.config, dump_config(config).encode())
+    return Preparation(config, data.facts, data.timings)
+
+
+def read_data(data: DataConfig, model: ModelConfig, progress: Progress | None = None) -> RunData:
+    """Reads, splits and partitions the clicks, and encodes each distinct text once.
 
     Raises:
         DataError: when the clicks cannot be used.
         PretrainedError: when the text encoder is not there or not what it says.
-        ConfigError: when no noise gives the asked epsilon.
     """
     started = time.monotonic()
-    pretrained = locate(config.model.encoder, config.model.encoder_sha256)
-    config = with_noise(config)
-    logs = build_partners(load_source(config.data), config.data)
+    pretrained = locate(model.encoder, model.encoder_sha256)
+    logs = build_partners(load_source(data), data)
     read = time.monotonic()
     texts = sorted(set(logs.central["text"]).union(*(part["text"] for part in logs.training)))
-    store = TextStates(pretrained, config.model.max_tokens, default_cache_dir(config.model.cache))
+    store = TextStates(pretrained, model.max_tokens, default_cache_dir(model.cache))
     encoded = store.states(texts, progress)
     done = time.monotonic()
-    facts = {"source": config.data.source} | logs.report
+    facts = {"source": data.source} | logs.report
     facts["texts"] = {"distinct": len(texts), "encoded": encoded.encoded, "reused": encoded.reused}
-    _write(config, folder, logs)
-    timings = {"read_seconds": read - started, "encode_seconds": done - read}
-    write_json(folder.preparation, {"data": facts, "timings": timings})
-    # Last: a folder with a configuration is a folder that can be resumed.
-    write_atomically(folder.config, dump_config(config).encode())
-    return Preparation(config, facts, timings)
+    users = tuple(declared(rows["user"].nunique()) for rows in logs.training)
+    return RunData(logs, users, facts, {"read_seconds": read - started, "encode_seconds": done - read})
 
 
-def _write(config: Config, folder: RunFolder, logs: PartnerLogs) -> None:
+def _write(config: Config, folder: RunFolder, data: RunData) -> None:
     folder.ledgers.mkdir(parents=True, exist_ok=True)
-    for number, rows in enumerate(logs.training):
-        _write_partner(config, folder, number, rows)
-    write_roster(config, folder, [declared(rows["user"].nunique()) for rows in logs.training])
+    logs = data.logs
+    for number, (rows, users) in enumerate(zip(logs.training, data.declared_users, strict=True)):
+        _write_partner(config, folder, number, rows, users)
+    write_roster(config, folder, data.declared_users)
     write_central(logs.central, folder.central)
     if config.model.item_rates != "none":
         items = sorted(set(logs.central["item"]).union(*(part["item"] for part in logs.training)))
         write_json(folder.root / "catalogue.json", items)
 
 
-def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.DataFrame) -> None:
+def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.DataFrame, users: int) -> None:
     home, name = folder.partner(number), partner_name(number)
     (home / "state").mkdir(parents=True, exist_ok=True)
     write_clicks(rows, home / "clicks.parquet")
@@ -88,9 +111,9 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
         name=name,
         clicks="clicks.parquet",
         card="card.toml",
-        ledger=str(Path("..", "..", "ledgers", f"{name}.jsonl")),
+        ledger=os.path.relpath(folder.ledgers / f"{name}.jsonl", home),
         state="state",
-        declared_users=declared(rows["user"].nunique()),
+        declared_users=users,
         identity="identity.pem",
         roster="roster.toml",
         model=config.model,

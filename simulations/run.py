@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.app import app as client_app
-from client.app import forget_workers
+from client.desk import forget_workers
 from common.config import Config, load_config, to_table
 from common.errors import BudgetExhausted, CheckpointError, HushclickError, Stopped, UsageError
 from common.runfolder import RunFolder, write_json
@@ -31,6 +31,7 @@ from simulations.faults import app as faulty_client_app
 from simulations.floors import compute_floors
 from simulations.flower import run_in_flower
 from simulations.grid import InProcessGrid
+from simulations.preloaded import SharedClicks
 from simulations.prepare import prepare, set_round_secrets
 from simulations.progress import LiveProgress
 from simulations.spending import more_users, privacy_facts, spent_by_round, with_noise
@@ -51,9 +52,23 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def simulate(
-    config: Config, folder: RunFolder, console: Console, *, resume: bool = False, engine: str = "in-process"
+    config: Config,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: bool = False,
+    engine: str = "in-process",
+    shared: SharedClicks | None = None,
 ) -> dict[str, Any]:
     """Trains over simulated partners and returns the metrics, which also lie in the folder with model and report.
+
+    Args:
+        config: of the run.
+        folder: where it goes.
+        console: for progress and complaints.
+        resume: go on with the run in the folder.
+        engine: "in-process" or "flower".
+        shared: clicks that other runs of this process have read and turned into features, for the in-process engine.
 
     Raises:
         UsageError: when the folder holds a run and `resume` is off.
@@ -61,7 +76,7 @@ def simulate(
         Stopped: on Ctrl-C; the text says how the run goes on.
     """
     try:
-        return _simulate(config, folder, console, resume, engine)
+        return _simulate(config, folder, console, resume, engine, shared)
     except KeyboardInterrupt:
         if folder.checkpoint.exists():
             mend = f"go on from the last good round with the same command and --resume (--out {folder.root})"
@@ -70,17 +85,19 @@ def simulate(
         raise Stopped(f"stopped: {mend}") from None
 
 
-def _simulate(config: Config, folder: RunFolder, console: Console, resume: bool, engine: str) -> dict[str, Any]:
+def _simulate(
+    config: Config, folder: RunFolder, console: Console, resume: bool, engine: str, shared: SharedClicks | None
+) -> dict[str, Any]:
     started = time.monotonic()
     with LiveProgress(console, config) as progress:
         if resume:
             config, prepared = _resumed(config, folder)
         else:
             _require_fresh(folder)
-            preparation = prepare(config, folder, progress.encoding)
+            preparation = prepare(config, folder, progress.encoding, shared.data if shared else None)
             config, prepared = preparation.config, {"data": preparation.facts, "timings": preparation.timings}
         progress.config = config
-        stopped = _run_apps(config, folder, engine)
+        stopped = _run_apps(config, folder, engine, shared)
         trained = time.monotonic()
         metrics = read_metrics(folder)
         floors = compute_floors(config, folder, progress.floor)
@@ -97,7 +114,7 @@ def _simulate(config: Config, folder: RunFolder, console: Console, resume: bool,
         | metrics["timings"]
         | {"floors_seconds": time.monotonic() - trained, "total_seconds": time.monotonic() - started}
     )
-    metrics["machine"] = _machine(engine)
+    metrics["machine"] = machine_facts(engine)
     if config.simulation.faulty:  # so that nobody takes its figures for those of honest, reachable partners
         metrics["simulation"] = to_table(config.simulation) | {"attacking": sorted(attackers_of(config))}
     write_json(folder.metrics, metrics)
@@ -129,7 +146,8 @@ def _complain_of_failed_rounds(rounds: Sequence[Mapping[str, Any]], console: Con
 
 def _require_fresh(folder: RunFolder) -> None:
     # Prepared, yet nothing was asked of a partner: it is simply prepared again.
-    untouched = not folder.checkpoint.exists() and not any(folder.ledgers.glob("*.jsonl"))
+    spent = folder.shared_ledgers is None and any(folder.ledgers.glob("*.jsonl"))  # shared ones hold other runs
+    untouched = not folder.checkpoint.exists() and not spent
     if not untouched or folder.metrics.exists():
         raise UsageError(f"{folder.root} already holds a run: add --resume to go on with it, or give another --out")
 
@@ -141,7 +159,7 @@ def _resumed(config: Config, folder: RunFolder) -> tuple[Config, dict[str, Any]]
     own = load_config(folder.config)
     if with_noise(config) != own:
         raise CheckpointError(
-            f"{folder.config} differs from the configuration given ({', '.join(_differing(with_noise(config), own))}):"
+            f"{folder.config} differs from the configuration given ({', '.join(differing(with_noise(config), own))}):"
             f" resume with the same TOML and --set values, or with {folder.config} itself"
         )
     try:
@@ -151,7 +169,7 @@ def _resumed(config: Config, folder: RunFolder) -> tuple[Config, dict[str, Any]]
         raise CheckpointError(f"{folder.preparation}: missing or damaged; start again in another folder") from None
 
 
-def _differing(one: Config, other: Config) -> list[str]:
+def differing(one: Config, other: Config) -> list[str]:
     """Returns the keys, as table.key, in which two configurations differ."""
     first, second = to_table(one), to_table(other)
     return [
@@ -162,13 +180,17 @@ def _differing(one: Config, other: Config) -> list[str]:
     ]
 
 
-def _run_apps(config: Config, folder: RunFolder, engine: str) -> BudgetExhausted | None:
+def _run_apps(
+    config: Config, folder: RunFolder, engine: str, shared: SharedClicks | None = None
+) -> BudgetExhausted | None:
     """Runs the deployed apps to the last round; returns why they ended early, if they did."""
     set_round_secrets(folder, "disk" if engine == "flower" else "memory")
     if engine == "flower":
         return _run_flower(config, folder)
     run_config = {"run-folder": str(folder.root)}
     clients = faulty_client_app if config.simulation.faulty else client_app
+    if shared and not config.simulation.faulty:  # an attacking worker is one of its own kind
+        shared.place_workers(config, folder)
     try:
         with InProcessGrid(clients, config.data.partners, run_config, config.output.jobs) as grid, _ctrl_c(grid):
             grid.run_server(server_app, run_config)
@@ -232,7 +254,7 @@ def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 
-_SHORT = {"logistic_regression_item_means": "LR with item means"}
+SHORT = {"logistic_regression_item_means": "LR with item means"}
 
 
 def summary_table(metrics: dict[str, Any]) -> Table:
@@ -247,7 +269,7 @@ def summary_table(metrics: dict[str, Any]) -> Table:
     for name, line in sorted(lines.items(), key=lambda item: -(item[1]["auc"] or 0)):
         low, high = line.get("intervals", {}).get("auc", (None, None))
         table.add_row(
-            _SHORT.get(name, name.replace("_", " ")),
+            SHORT.get(name, name.replace("_", " ")),
             _figure(line["auc"]),
             f"[{_figure(low, 3)}, {_figure(high, 3)}]" if low is not None else "",
             _figure(line["log_loss"]),
@@ -265,13 +287,13 @@ def _figure(value: float | None, digits: int = 4) -> str:
 def _add_epsilon(config: Config, folder: RunFolder, metrics: dict[str, Any]) -> None:
     """Writes beside each round what the partner that spent most had spent after it."""
     rounds = metrics["rounds"]
-    for record, epsilon in zip(
-        rounds, spent_by_round(config, folder, [record["round"] for record in rounds]), strict=True
-    ):
+    numbers = [record["round"] for record in rounds]
+    for record, epsilon in zip(rounds, spent_by_round(config, folder, numbers, metrics["run_id"]), strict=True):
         record["epsilon"] = epsilon
 
 
-def _machine(engine: str) -> dict[str, Any]:
+def machine_facts(engine: str) -> dict[str, Any]:
+    """Returns what a run was made on, without the machine's name."""
     return {
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from common.config import STRICT, parse_table, read_toml, to_table
 from common.errors import ConfigError, ProtocolError
+from common.kit import take_version
 from common.secagg.parameters import MOST_PARTICIPANTS
 from common.secagg.transcript import digest
 
@@ -87,7 +88,9 @@ class Roster:
 
 def load_roster(path: Path) -> Roster:
     """Returns the roster in a TOML file of `[[member]]` tables, or raises `ConfigError`."""
-    return Roster(parse_table(_File, read_toml(path)).member)
+    table = read_toml(path)
+    take_version(table, path, needed=False)  # a simulation's roster belongs to no kit
+    return Roster(parse_table(_File, table).member)
 
 
 def dump_roster(roster: Roster) -> str:

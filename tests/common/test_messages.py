@@ -8,11 +8,12 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from common import messages
 from common.config import PrivacyConfig
 from common.contribution import LocalDelta, NoisedStep
 from common.errors import ProtocolError
+from common.message_types import BUDGET_EXHAUSTED, REFUSED
 from common.messages import (
+    AnchorTask,
     CatalogueTask,
     JoinReply,
     JoinTask,
@@ -28,13 +29,14 @@ COUNTS = np.array([[1.0, 0.0, 2.0], [4.0, 0.0, 2.0]])
 TASK = TrainTask("run", 3, 0, 0.5, "f" * 64, PLAN, np.array([1.5, -2.25, 0.0], np.float32))
 MESSAGES = [
     JoinTask("run-é"),
-    JoinReply("shop", 120, "a" * 64, True, "b" * 64),
+    JoinReply("shop", 120, "a" * 64, True, "b" * 64, "c" * 64),
+    AnchorTask("run", "0123456789abcdef" * 4),
     StatisticsTask("run", ("i1", "")),
     StatisticsReply(COUNTS),
     CatalogueTask("run", ("a", "b", "c"), COUNTS),
     TASK,
     TrainReply(3, LocalDelta(np.array([0.1, -1e-30, 3e38], np.float32), 0.25)),
-    TrainReply(2**40, NoisedStep(np.array([2**62, -5], np.int64), 2**53)),
+    TrainReply(2**40, NoisedStep(np.array([2**62, -5], np.int64), 2**53), "c" * 64),
 ]
 IDS = [type(message).__name__ for message in MESSAGES]
 
@@ -223,6 +225,17 @@ def test_a_kind_and_the_body_of_another_are_refused() -> None:
         TrainReply.from_record(record)
 
 
+@pytest.mark.parametrize("anchor", ["a", "A" * 64, "a" * 65, "a" * 63 + "\n", "f" * 63 + "\u0663"])
+@pytest.mark.parametrize(
+    "message", [message for message in MESSAGES if "anchor" in message.to_record()["hushclick.fields"]], ids=str
+)
+def test_an_anchor_is_64_hex_digits_or_none(message: Any, anchor: str) -> None:
+    record = message.to_record()
+    record["hushclick.fields"]["anchor"] = anchor
+    with pytest.raises(ProtocolError, match="anchor ="):
+        type(message).from_record(record)
+
+
 @pytest.mark.parametrize("users", [0, -3])
 def test_a_partner_declares_at_least_one_user(users: int) -> None:
     record = JoinReply("shop", users, "f", False, "").to_record()
@@ -258,7 +271,12 @@ def test_promise_2_a_task_has_no_word_for_privacy() -> None:
 def test_promise_1_a_reply_says_round_kind_public_weight_and_body() -> None:
     record = TrainReply(7, LocalDelta(np.zeros(3, np.float32), 0.5)).to_record()
     assert set(record) == {"hushclick.fields", "hushclick.arrays"}
-    assert dict(record["hushclick.fields"]) == {"round": 7, "kind": "local_delta", "weight": 0.5}
+    assert dict(record["hushclick.fields"]) == {
+        "round": 7,
+        "kind": "local_delta",
+        "weight": 0.5,
+        "anchor": "",  # of its ledger: blinded
+    }
     assert set(record["hushclick.arrays"]) == {"body"}
 
 
@@ -267,4 +285,4 @@ def test_error_codes_are_not_flowers_own() -> None:
 
     flowers = {value for name, value in vars(ErrorCode).items() if isinstance(value, int) and not name.startswith("_")}
     assert len(flowers) >= 3
-    assert not {messages.REFUSED, messages.BUDGET_EXHAUSTED} & flowers
+    assert not {REFUSED, BUDGET_EXHAUSTED} & flowers

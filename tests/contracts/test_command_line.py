@@ -21,7 +21,8 @@ def test_the_commands_are_the_promised_ones_in_their_order() -> None:
     assert list(COMMANDS) == NAMES
 
 
-ACTIONS = {"budget": ["plan", "show", "forecast"]}  # the word that follows a command's name
+# The word that follows a command's name.
+ACTIONS = {"budget": ["plan", "show", "forecast"], "keys": ["new", "rotate", "show"]}
 SPELT = [[name, *action] for name in NAMES for action in [[one] for one in ACTIONS.get(name, [])] or [[]]]
 
 
@@ -39,6 +40,21 @@ def test_every_command_takes_the_common_arguments(words: list[str]) -> None:
     assert arguments.set == ["a.b=1", "c.d=2"]
     assert arguments.out == Path("o")
     assert arguments.json is True
+
+
+def test_the_options_of_sweep_are_the_promised_ones() -> None:
+    words = ["--epsilon", "1", "8", "--seeds", "3", "--modes", "local", "pooled", "--vary", "privacy.clip=0.1,1.0"]
+    words += ["--vary", "model.width=4,8", "--set-for", "local:round.local_steps=2", "--budget", "9", "--resume"]
+    found = vars(build_parser().parse_args(["sweep", "x.toml", *words]))
+    assert {name: found[name] for name in ("epsilon", "seeds", "modes", "vary", "set_for", "budget", "resume")} == {
+        "epsilon": [1.0, 8.0],
+        "seeds": 3,
+        "modes": ["local", "pooled"],
+        "vary": ["privacy.clip=0.1,1.0", "model.width=4,8"],
+        "set_for": ["local:round.local_steps=2"],
+        "budget": 9.0,
+        "resume": True,
+    }
 
 
 def test_it_is_installed_as_hushclick() -> None:
@@ -61,7 +77,17 @@ def test_what_is_not_built_yet_says_so_and_exits_2(name: str, capsys: pytest.Cap
         (["simulate", "simulations/configs/smoke.toml", "--set", "round.num_round=3"], "did you mean round.num_rounds"),
         (["simulate", "simulations/configs/smoke.toml", "--set", "privacy.epsilon=-1"], "greater than 0"),
         (["simulate", "simulations/configs/smoke.toml", "--set", "nonsense"], "expected table.key=value"),
+        (["sweep"], "sweep needs a configuration"),
+        (["sweep", "nowhere.toml"], "no such file"),
+        (["sweep", "simulations/configs/sweep.toml", "--modes", "central"], "of local, distributed, pooled, none"),
+        (["sweep", "simulations/configs/sweep.toml", "--seeds", "1"], "at least 2"),
+        (["sweep", "simulations/configs/sweep.toml", "--budget", "9"], "nothing is charged, generated clicks"),
+        (["sweep", "simulations/configs/smoke.toml"], "one mode alone is set with --set-for MODE:KEY=VALUE"),
         (["report", "nowhere"], "no such run folder"),
+        (["check"], "check needs a configuration"),
+        (["check", "nowhere.toml"], "no such file"),
+        (["check", "simulations/configs/smoke.toml"], "unknown key"),
+        (["check", "nowhere.toml", "--overlap", "ask"], "needs --with NAME"),
         (["data", "nowhere.toml"], "no such file"),
         (["budget"], "budget needs one of plan, show, forecast"),
         (["budget", "plan"], "budget plan needs a configuration"),
@@ -69,6 +95,15 @@ def test_what_is_not_built_yet_says_so_and_exits_2(name: str, capsys: pytest.Cap
         (["budget", "show"], "budget show needs a ledger file or a run folder"),
         (["budget", "show", "nowhere.jsonl"], "no such ledger"),
         (["budget", "forecast", "nowhere"], "no such run folder"),
+        (["provision"], "provision needs a consortium"),
+        (["provision", "nowhere.toml"], "provision needs --out DIR"),
+        (["provision", "nowhere.toml", "--out", "runs/kits"], "no such file"),
+        (["keys"], "keys needs one of new, rotate, show"),
+        (["keys", "new"], "keys new needs --out DIR"),
+        (["keys", "new", "x"], "keys new takes no file"),
+        (["keys", "rotate", "nowhere"], "no such folder"),
+        (["keys", "show"], "keys show needs a key or certificate file"),
+        (["keys", "show", "nowhere.pem"], "no such file"),
     ],
 )
 def test_usage_errors_name_the_mend_and_exit_2(
@@ -89,7 +124,14 @@ def test_errors_are_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "argv", [["frobnicate", "x"], ["simulate", "x.toml", "--frobnicate"], ["simulate", "--out"], ["budget", "x.toml"]]
+    "argv",
+    [
+        ["frobnicate", "x"],
+        ["simulate", "x.toml", "--frobnicate"],
+        ["simulate", "--out"],
+        ["budget", "x.toml"],
+        ["check", "x", "--overlap", "y"],
+    ],
 )
 def test_unknown_words_exit_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from client.partner import PartnerConfig
 from common.config import Config, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,7 @@ KEYS = {
     "round": "num_rounds partners_per_round local_steps client_optimiser learning_rate weight_decay seed",
     "privacy": (
         "mode unit epsilon delta noise_multiplier clip sampling_rate"
-        " max_impressions_per_user max_local_steps fixed_seed epsilon_partner epsilon_broken grid_bits"
+        " max_impressions_per_user max_local_steps fixed_seed epsilon_partner epsilon_broken grid_bits period_days"
     ),
     "aggregation": "method weights min_partners colluders update_bound groups timeout_seconds stage_timeout_seconds",
     "server": "optimiser learning_rate momentum beta2 tau evaluate_every bootstrap_samples floors",
@@ -102,6 +103,17 @@ def test_configuration_keys_are_frozen(table: str) -> None:
     kind = type(getattr(Config(), table))
     assert set(KEYS[table].split()) <= {field.name for field in fields(kind)}
     assert [field.name for field in fields(Config())] == list(KEYS)
+
+
+PARTNER_KEYS = {
+    "overlap": "partners identifiers fold_case secret least_users days_between_answers",
+}
+
+
+@pytest.mark.parametrize("table", PARTNER_KEYS)
+def test_keys_of_a_partners_own_file_are_frozen(table: str) -> None:
+    kind = {field.name: field.default_factory for field in fields(PartnerConfig)}[table]
+    assert set(PARTNER_KEYS[table].split()) <= {field.name for field in fields(kind)}  # type: ignore[arg-type]
 
 
 def test_every_shipped_configuration_parses() -> None:
@@ -132,4 +144,5 @@ def test_no_file_carries_a_machine_path_or_a_registry() -> None:
 def test_every_module_has_a_docstring_that_says_what_it_is() -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
-            assert path.read_text(encoding="utf-8").lstrip().startswith('"""'), path
+            if "_pb2" not in path.name:  # generated
+                assert path.read_text(encoding="utf-8").lstrip().startswith('"""'), path

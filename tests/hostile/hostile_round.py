@@ -18,7 +18,8 @@ from hostile.hostile_server import RUN, HostileServer, Refused, identity
 from numpy.typing import NDArray
 from partner_folder import PLAN
 
-from common.messages import REFUSED, StatisticsTask, TrainingPlan, TrainTask
+from common.message_types import REFUSED
+from common.messages import StatisticsTask, TrainingPlan, TrainTask
 from common.secagg import client_role
 from common.secagg.checks import Member
 from common.secagg.coding import Coding, decode

@@ -22,14 +22,11 @@ from numpy.typing import NDArray
 from partner_folder import write_partner
 from safetensors.numpy import load_file
 
-from client.app import app, forget_workers, worker_at
+from client.app import app
+from client.desk import forget_workers, worker_at
 from client.partner import PartnerAggregation
 from client.worker import Worker, thread_model
-from common.messages import StatisticsTask, TrainTask
-from common.model.click_model import build_model
-from common.runfolder import RunFolder, partner_name
-from common.secagg.roster import Member, Roster, dump_roster
-from common.stage_messages import (
+from common.message_types import (
     QUERY_ADVERTISE,
     QUERY_CONFIRM,
     QUERY_MASK,
@@ -37,6 +34,12 @@ from common.stage_messages import (
     QUERY_SHARE,
     QUERY_UNMASK,
     TRAIN_MASK,
+)
+from common.messages import StatisticsTask, TrainTask
+from common.model.click_model import build_model
+from common.runfolder import RunFolder, partner_name
+from common.secagg.roster import Member, Roster, dump_roster
+from common.stage_messages import (
     Advertised,
     AdvertiseTask,
     Coin,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 CHECKS, CLIENT, KEYS = "common/secagg/checks.py", "common/secagg/client_role.py", "common/secagg/keys.py"
 SERVER, UNMASK, TRANSCRIPT = "common/secagg/server_role.py", "common/secagg/unmasking.py", "common/secagg/transcript.py"
 PARTICIPANT, WORKER, SENT = "client/participant.py", "client/worker.py", "client/sent.py"
+BUDGET, LEDGER, CHAIN = "client/budget.py", "common/privacy/ledger.py", "common/privacy/chain.py"
 
 _HOSTILE = "tests/hostile/test_hostile_{}.py::test_{}"
 _VECTOR = "tests/vectors/test_vectors.py::test_what_must_be_refused_is_refused_there[secagg_bad_{}.json]"
@@ -158,6 +159,22 @@ PARTNER_MUTATIONS = (
     _hostile(SENT, "attacks", "a_contribution_with_features_of_its_own_is_not_used_in_a_later_attempt", ("task.plan, shared)).encode()", "task.plan)).encode()")),
 )  # fmt: skip
 
+_ANCHORS, _PERIOD = "tests/client/test_anchors.py::test_{}", "tests/client/test_period.py::test_{}"
+_FORMAT = "tests/common/privacy/test_ledger_format.py::test_{}"
+_OWNER = "self._owner is not None and chain.owner is not None and chain.owner.partner != self._owner"
+LEDGER_MUTATIONS = (
+    Mutation(BUDGET, (("self._ledger.require(known)", "pass"),), _ANCHORS.format("promise_2_cannot_overspend_by_a_ledger_that_lost_its_end_before_the_start[cut-local]")),
+    Mutation(BUDGET, (("self._head_file.keep(self._ledger.head())", "pass"),), _ANCHORS.format("the_head_is_kept_at_every_reservation_in_the_state_folder")),
+    Mutation(BUDGET, (("if self._ledger.place_of(anchor) is None:", "if False:"),), _ANCHORS.format("a_worker_refuses_to_go_on_without_the_servers_anchor")),
+    Mutation(BUDGET, (("if self._lacks:", "if False:"),), _ANCHORS.format("an_anchor_that_the_ledger_has_changes_nothing_and_a_false_one_stops_until_a_restart")),
+    Mutation(WORKER, (("self._budget.require_anchor(task.anchor)", "pass"),), _ANCHORS.format("a_worker_refuses_to_go_on_without_the_servers_anchor")),
+    Mutation(BUDGET, (("if last is not None and now < last - CLOCK_TOLERANCE:", "if False:"),), _PERIOD.format("a_clock_that_is_set_back_is_refused_and_frees_nothing")),
+    Mutation(CHAIN, (("max(now.astimezone(UTC), self.last_time or now)", "now.astimezone(UTC)"),), _FORMAT.format("a_clock_that_goes_back_writes_no_earlier_time")),
+    Mutation(CHAIN, (("bytes.fromhex(self.owner.nonce)", "b''"),), _FORMAT.format("an_anchor_is_the_hash_of_nonce_length_and_head")),
+    Mutation(CHAIN, (("if version < self._version:", "if False:"),), "tests/common/privacy/test_ledger.py::test_a_record_that_makes_no_sense_is_refused_by_line"),
+    Mutation(LEDGER, ((f"if {_OWNER}:", "if False:"),), _FORMAT.format("a_ledger_of_another_owner_is_neither_read_nor_written")),
+)  # fmt: skip
+
 SERVER_MUTATIONS = (
     _secagg(SERVER, "server_role", "an_advertisement_by_one_outside_the_cohort", ("if advertisement.number != number or number not in self.cohort:", "if advertisement.number != number:")),
     _vector(SERVER, "server_advertisement_of_another", ("if advertisement.number != number or number not in self.cohort:", "if number not in self.cohort:")),
@@ -187,4 +204,4 @@ SERVER_MUTATIONS = (
     _secagg(UNMASK, "unmasking", "too_many_corrupted_shares_are_too_few_good_ones", ("if len(found) < self.threshold:", "if False:")),
 )  # fmt: skip
 
-MUTATIONS = CHECK_MUTATIONS + CLIENT_MUTATIONS + PARTNER_MUTATIONS + SERVER_MUTATIONS
+MUTATIONS = CHECK_MUTATIONS + CLIENT_MUTATIONS + PARTNER_MUTATIONS + LEDGER_MUTATIONS + SERVER_MUTATIONS

@@ -12,7 +12,8 @@ from hostile.hostile_round import BOUND, Round, forge, refused
 from hostile.hostile_server import HostileServer, Refused, partners
 
 from common.features import dense_names
-from common.messages import QUERY_CATALOGUE, CatalogueTask, TrainingPlan, counts_hash
+from common.message_types import QUERY_CATALOGUE
+from common.messages import CatalogueTask, TrainingPlan, counts_hash
 from common.model.click_model import build_model
 from common.secagg.wire import Advertisement, ShareTask
 

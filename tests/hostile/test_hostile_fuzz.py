@@ -17,35 +17,30 @@ from hostile.hostile_server import HostileServer, Refused, over_the_wire, partne
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.messages import (
+from common.message_types import (
     BUDGET_EXHAUSTED,
-    QUERY_CATALOGUE,
-    QUERY_JOIN,
-    QUERY_STATISTICS,
-    REFUSED,
-    TRAIN_UPDATE,
-    CatalogueTask,
-    JoinTask,
-    StatisticsTask,
-)
-from common.stage_messages import (
     QUERY_ADVERTISE,
+    QUERY_ANCHOR,
+    QUERY_CATALOGUE,
     QUERY_CONFIRM,
+    QUERY_JOIN,
     QUERY_MASK,
     QUERY_REVEAL,
     QUERY_SHARE,
+    QUERY_STATISTICS,
     QUERY_UNMASK,
+    REFUSED,
     TRAIN_MASK,
-    AdvertiseTask,
-    stage_record,
-    with_ahead,
+    TRAIN_UPDATE,
 )
+from common.messages import AnchorTask, CatalogueTask, JoinTask, StatisticsTask
+from common.stage_messages import AdvertiseTask, stage_record, with_ahead
 
 STATES = ("advertise", "share", "mask", "confirm", "unmask")
 STAGE = "hushclick.stage"
 KINDS = (
-    *(QUERY_JOIN, QUERY_STATISTICS, QUERY_CATALOGUE, TRAIN_UPDATE, QUERY_ADVERTISE, QUERY_REVEAL, QUERY_SHARE),
-    *(TRAIN_MASK, QUERY_MASK, QUERY_CONFIRM, QUERY_UNMASK),
+    *(QUERY_JOIN, QUERY_ANCHOR, QUERY_STATISTICS, QUERY_CATALOGUE, TRAIN_UPDATE, QUERY_ADVERTISE, QUERY_REVEAL),
+    *(QUERY_SHARE, TRAIN_MASK, QUERY_MASK, QUERY_CONFIRM, QUERY_UNMASK),
 )
 ONE = 1  # the partner that is fuzzed
 
@@ -111,6 +106,7 @@ class Stand:
         assert "internal error" not in refusal.reason
         assert str(self.server.root) not in refusal.reason
         assert self.server.facts(ONE) == self.before
+        self.server.worker(ONE)._budget._lacks = ""  # a false anchor stops a partner until it is started again
 
     def reset(self) -> None:
         """Brings the partner back to where it was: its files and its secrets."""
@@ -132,6 +128,7 @@ def stand_at(server: HostileServer, state: str) -> Stand:
     played.run()
     letters = {
         QUERY_JOIN: JoinTask("run").to_record(),
+        QUERY_ANCHOR: AnchorTask("run", server.worker(ONE)._budget.anchor()).to_record(),
         QUERY_STATISTICS: StatisticsTask("run", ("i1",)).to_record(),
         QUERY_CATALOGUE: CatalogueTask("run", ("i1",), np.ones((2, 1))).to_record(),
         TRAIN_UPDATE: played.work_of(ONE).to_record(),

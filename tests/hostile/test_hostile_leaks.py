@@ -7,6 +7,7 @@ that whatever differs, differs because of the data.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,8 @@ from hostile.hostile_round import Round
 from hostile.hostile_server import HostileServer, Refused, Sent, partners
 from simulated_runs import run, small_config
 
-from common.messages import (
-    QUERY_CATALOGUE,
-    QUERY_JOIN,
-    QUERY_STATISTICS,
-    TRAIN_UPDATE,
-    CatalogueTask,
-    JoinTask,
-    StatisticsTask,
-    TrainingPlan,
-)
+from common.message_types import QUERY_CATALOGUE, QUERY_JOIN, QUERY_STATISTICS, TRAIN_UPDATE
+from common.messages import CatalogueTask, JoinTask, StatisticsTask, TrainingPlan
 from common.stage_messages import AdvertiseTask, ConfirmTask, Upload, upload_of, with_ahead
 
 VICTIM = 1
@@ -73,6 +66,10 @@ def with_rows(
             participant = server.worker(number)._participant
             assert participant is not None
             participant._random = Stream(f"participant {number}")
+            ledger = server.worker(
+                number
+            )._budget._ledger  # whose anchors leave: blinded by a nonce, and times are in them
+            ledger._random, ledger._clock = Stream(f"ledger {number}"), lambda: datetime(2027, 1, 1, tzinfo=UTC)
         play(server)
         return server.traffic
 

@@ -12,10 +12,11 @@ from hostile.hostile_round import Round, refused, sums_up
 from hostile.hostile_server import HostileServer, Refused, partners
 from numpy.typing import NDArray
 
-import client.app
+import client.desk
 from client.participant import MOST_ATTEMPTS, Participant
 from client.roundstore import SealedRoundStore
-from common.messages import QUERY_STATISTICS, TRAIN_UPDATE, StatisticsTask, TrainingPlan
+from common.message_types import QUERY_STATISTICS, TRAIN_UPDATE
+from common.messages import StatisticsTask, TrainingPlan
 from common.secagg import client_role
 from common.secagg.coding import Coding
 from common.secagg.masking import Masker, MaskKeys
@@ -111,7 +112,7 @@ def test_what_was_persisted_but_not_sent_is_lost_and_never_made_again(
     round_ = Round(disk).until("mask")
     task = round_.tasks("mask")[1]
     with monkeypatch.context() as patch:
-        patch.setattr(client.app, "upload_record", _die)
+        patch.setattr(client.desk, "upload_record", _die)
         with pytest.raises(Refused):
             round_.tell(1, task)
     contributed_D = disk.contribution(1)

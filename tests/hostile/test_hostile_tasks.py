@@ -13,7 +13,8 @@ from hostile.hostile_server import HostileServer, Refused, partners
 
 import client.worker
 from common.errors import ProtocolError
-from common.messages import QUERY_CATALOGUE, CatalogueTask, StatisticsTask, TrainingPlan, TrainTask, counts_hash
+from common.message_types import QUERY_CATALOGUE
+from common.messages import CatalogueTask, StatisticsTask, TrainingPlan, TrainTask, counts_hash
 from common.secagg.wire import MaskTask
 
 DIFFER = "run, round, attempt, weight, length or update_bound differ between masking and work"

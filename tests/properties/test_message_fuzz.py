@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.contribution import LocalDelta, NoisedStep
 from common.errors import ProtocolError
 from common.messages import (
+    AnchorTask,
     CatalogueTask,
     JoinReply,
     JoinTask,
@@ -23,13 +24,14 @@ from common.messages import (
 COUNTS = np.array([[1.0, 0.0], [4.0, 0.0]])
 MESSAGES = [
     JoinTask("run"),
-    JoinReply("shop", 120, "a" * 64, True, "b" * 64),
+    JoinReply("shop", 120, "a" * 64, True, "b" * 64, "c" * 64),
+    AnchorTask("run", "c" * 64),
     StatisticsTask("run", ("i1", "i2")),
     StatisticsReply(COUNTS),
     CatalogueTask("run", ("a", "b"), COUNTS),
     TrainTask("run", 3, 0, 0.5, "f" * 64, TrainingPlan(4, "adam", 0.01, 0.0), np.ones(3, np.float32)),
     TrainReply(3, LocalDelta(np.ones(3, np.float32), 0.25)),
-    TrainReply(3, NoisedStep(np.ones(3, np.int64), 7)),
+    TrainReply(3, NoisedStep(np.ones(3, np.int64), 7), "d" * 64),
 ]
 
 KINDS = sorted({type(message) for message in MESSAGES}, key=lambda kind: kind.__name__)
@@ -41,7 +43,7 @@ scalars = st.one_of(
     st.floats(),
     st.text(max_size=5),
     st.binary(max_size=5),
-    st.sampled_from(["local_delta", "noised_step", "adam", "sgd"]),
+    st.sampled_from(["local_delta", "noised_step", "adam", "sgd", "", "e" * 64]),
 )
 lists = st.one_of(
     st.lists(st.text(max_size=3), max_size=4),
@@ -130,4 +132,4 @@ def test_the_fuzz_meets_both_ends() -> None:
     """Untouched messages decode, so that a refusal above is due to the change."""
     for message in MESSAGES:
         type(message).from_record(message.to_record())
-    assert np.isfinite(MESSAGES[5].model_D).all()
+    assert np.isfinite(MESSAGES[6].model_D).all()

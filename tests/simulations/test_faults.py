@@ -27,11 +27,12 @@ from client.worker import Worker
 from common.cli import main
 from common.config import Config, dump_config, fingerprint, parse_config
 from common.errors import BudgetExhausted, ConfigError, HushclickError
-from common.messages import QUERY_JOIN, TRAIN_UPDATE, JoinTask, TrainingPlan, TrainTask
+from common.message_types import QUERY_JOIN, TRAIN_MASK, TRAIN_UPDATE
+from common.messages import JoinTask, TrainingPlan, TrainTask
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder, partner_name
 from common.secagg.wire import ConfirmTask, MaskTask, RevealTask, SessionId, ShareTask, UnmaskTask
-from common.stage_messages import TRAIN_MASK, TYPE_OF, AdvertiseTask, stage_record, take_ahead, with_ahead
+from common.stage_messages import TYPE_OF, AdvertiseTask, stage_record, take_ahead, with_ahead
 from server.sums import robust_mean
 from simulations.attackers import AttackingWorker, attackers_of
 from simulations.faults import NODE_UNAVAILABLE, STAGES, silent_from

@@ -13,7 +13,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from common.contribution import LocalDelta, RunningSum
-from common.messages import TRAIN_UPDATE, TrainingPlan, TrainReply, TrainTask
+from common.message_types import TRAIN_UPDATE
+from common.messages import TrainingPlan, TrainReply, TrainTask
 from server.round import collect_sum, exchange
 from simulations.grid import InProcessGrid
 

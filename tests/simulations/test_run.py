@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
-import client.app
+import client.desk
 import server.app
 from common.config import Config, dump_config, parse_config
 from common.errors import BudgetExhausted, CheckpointError, Stopped, UsageError
@@ -163,13 +163,13 @@ def test_promise_5_the_simulator_runs_the_deployed_apps(
 ) -> None:
     """Every training request reaches a worker through the ClientApp, decoded from Flower's records."""
     seen: list[TrainTask] = []
-    original = client.app.Worker.mask
+    original = client.desk.Worker.mask
 
     def spy(worker: Any, task: Any, work: TrainTask) -> Any:
         seen.append(work)
         return original(worker, task, work)
 
-    monkeypatch.setattr(client.app.Worker, "mask", spy)
+    monkeypatch.setattr(client.desk.Worker, "mask", spy)
     run(config, tmp_path / "run")
     assert len(seen) == 3 * 4
     assert {task.round for task in seen} == {1, 2, 3}
@@ -178,14 +178,14 @@ def test_promise_5_the_simulator_runs_the_deployed_apps(
 def test_a_partner_that_fails_is_left_out_named_and_comes_back(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = client.app.Worker.mask
+    original = client.desk.Worker.mask
 
     def fail(worker: Any, task: Any, work: TrainTask) -> Any:
         if worker.config.name == "partner-0002" and work.round == 2:
             raise RuntimeError("user u0001 has a bad row")
         return original(worker, task, work)
 
-    monkeypatch.setattr(client.app.Worker, "mask", fail)
+    monkeypatch.setattr(client.desk.Worker, "mask", fail)
     longer = replace(config, round=replace(config.round, num_rounds=4))
     metrics = run(longer, tmp_path / "run")
     # Whoever fails while round 2 trains gives no keys for round 3 either, which were to ride along.
@@ -198,14 +198,14 @@ def test_a_partner_that_fails_is_left_out_named_and_comes_back(
 def test_a_round_with_too_few_contributions_ends_with_an_error_and_the_run_goes_on(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = client.app.Worker.mask
+    original = client.desk.Worker.mask
 
     def fail(worker: Any, task: Any, work: TrainTask) -> Any:
         if work.round == 2 and worker.config.name != "partner-0000":
             raise RuntimeError
         return original(worker, task, work)
 
-    monkeypatch.setattr(client.app.Worker, "mask", fail)
+    monkeypatch.setattr(client.desk.Worker, "mask", fail)
     metrics = run(config, tmp_path / "run")
     assert "1 of 4 participants sent a masked body, 3 are needed: 2 too few" in metrics["rounds"][1]["error"]
     assert metrics["rounds"][1]["auc"] == metrics["rounds"][0]["auc"]  # nothing was aggregated
