@@ -1,4 +1,4 @@
-"""`hushclick check PARTNER.toml`: a partner's preflight; with `--overlap`, a step of a count of shared users."""
+"""`hushclick check CLIENT.toml` (or WORKER.toml): a preflight; `--overlap`: a step of a count of shared users."""
 
 import argparse
 import math
@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from client.deployment import load_client
 from client.overlap.composition import NOTHING, Bound, for_a_user_of_both, span_of, stated
 from client.overlap.exchange import Counted, Overlap
 from client.partner import PartnerConfig, load_partner
-from client.preflight import NOT_CHECKED, preflight
+from client.preflight import NOT_CHECKED, connection, preflight
+from common.config import read_toml
 from common.errors import UsageError
 from common.privacy.accounting import rounded_up
 from common.runfolder import jsonable, write_json
@@ -36,15 +38,16 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         ProtocolError: for a file that this partner refuses.
     """
     _require_options(arguments)
-    config = load_partner(arguments.config)
+    client = load_client(arguments.config) if "superlink" in read_toml(arguments.config) else None
+    config = load_partner(Path(client.worker) if client else arguments.config)
     if arguments.overlap is not None:
         return _overlap(config, arguments)
-    findings = preflight(config)
+    findings = [*(connection(client, config) if client else ()), *preflight(config)]
     return {
         "partner": config.name,
         "ok": all(finding.ok for finding in findings),
         "checks": [asdict(finding) for finding in findings],
-        "not_checked": NOT_CHECKED,
+        "not_checked": NOT_CHECKED if client else f"{NOT_CHECKED}, certificates, network (give client.toml)",
     }
 
 

@@ -1,6 +1,7 @@
 """What of a partner can be checked on its own machine before it joins anything: one line each, `ok` or the mend.
 
-Not checked in this version: certificates, the network, the GPU, and whether shim and worker run as different users.
+Not checked in this version: the GPU. Given a `client.toml`, also certificates, the server, its clock, and whether what
+Flower runs is another user than the worker.
 """
 
 import os
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.anchors import HeadFile
+from client.boundary import boundary
 from client.budget import Budget
+from client.certificate_check import check_certificates
+from client.deployment import ClientConfig
 from client.overlap.identifiers import load_secret
 from client.participant import own_membership
 from client.partner import PartnerConfig
@@ -21,7 +25,7 @@ from common.privacy.accounting import epsilon, rounded_up
 from common.privacy.ledger import Ledger
 from common.privacy.views import as_seen, bounds_of
 
-NOT_CHECKED = "certificates, network, GPU, separation of shim and worker"
+NOT_CHECKED = "GPU"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,21 @@ class Finding:
     what: str
     ok: bool
     says: str
+
+
+def connection(client: ClientConfig, config: PartnerConfig) -> list[Finding]:
+    """Returns a finding per part of what connects a partner with the server, which is asked for its certificate."""
+    found = [_named(*check_certificate) for check_certificate in check_certificates(client)]
+    same = client.name == config.name
+    says = (
+        client.name if same else f"client.toml is of {client.name!r}, worker.toml of {config.name!r}: one kit, one name"
+    )
+    return [Finding("name", same, client.name if same else other), *found, Finding("boundary", *boundary(client))]
+
+
+def _named(ok: bool, text: str) -> Finding:
+    what, _, says = text.partition(": ")
+    return Finding(what, ok, says) if says else Finding("connection", ok, text)
 
 
 def preflight(config: PartnerConfig) -> list[Finding]:

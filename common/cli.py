@@ -197,9 +197,9 @@ COMMANDS: dict[str, Command] = {
         "make one kit per partner", "server.provision.command", takes="consortium", options=_PROVISION_OPTIONS
     ),
     "keys": Command("make and rotate a partner's keys", actions=_KEYS_ACTIONS),
-    "server": Command("run the coordinator of a deployment"),
-    "worker": Command("run a partner's worker"),
-    "client": Command("run a partner's client"),
+    "server": Command("run the coordinator of a deployment", "server.deploy"),
+    "worker": Command("run a partner's worker", "client.worker_command"),
+    "client": Command("run a partner's client", "client.deploy"),
     "report": Command("write a run folder's report.html again", "server.report_command", takes="run"),
     "data": Command("read the clicks of a configuration and say what is in them", "simulations.data_command"),
     "predict": Command("score rows with a trained model"),

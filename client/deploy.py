@@ -1,0 +1,165 @@
+"""`hushclick client CLIENT.toml`: one partner's two processes, the worker and Flower's SuperNode, kept running.
+
+The worker holds data, keys and ledger. The SuperNode, and the shims that it starts for every message, hold nothing.
+They run as another user where `shim_user` is set and this command is started as root: only then is the boundary between
+what Flower runs and the partner's data one that the system keeps. It says so plainly where it is not there.
+"""
+
+import argparse
+import logging
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from client.boundary import boundary
+from client.deployment import ClientConfig, load_client
+from client.partner import PartnerConfig, load_partner
+from client.rpc.asking import is_serving
+from common.errors import BudgetExhausted, ConfigError, HushclickError
+from common.programs import end, free_port, program, start
+from common.signals import stop_on_signals
+
+log = logging.getLogger("hushclick.partner")
+
+_READY_SECONDS = 1800.0  # a large log, and texts that are encoded for the first time
+_LOOK_SECONDS = 0.5
+_PAUSES_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)  # before a process that ended is started again
+_STEADY_SECONDS = 300.0  # after which an end counts as the first
+
+
+def command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs worker and SuperNode until it is stopped, and starts again what ends by itself.
+
+    Raises:
+        BudgetExhausted: where the worker ended because its budget holds no further round.
+        HushclickError: where the worker does not start.
+    """
+    client = load_client(arguments.config)
+    partner = load_partner(Path(client.worker))
+    if partner.name != client.name:
+        raise ConfigError(f"name = {client.name!r}: {client.worker} is of {partner.name!r}; one kit has one name")
+    stop = stop_on_signals()
+    _say(boundary(client)[1])
+    state = Path(partner.state)
+    state.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hushclick-")))
+        scratch.chmod(0o755)
+        worker = Kept(
+            "worker", [program("hushclick"), "worker", client.worker], scratch / "worker", state / "worker.log"
+        )
+        stack.callback(worker.stop)
+        worker.keep()
+        wait_until_ready(partner, worker, stop)
+        node = Kept("supernode", *_node(client, partner, scratch), state / "supernode.log", client.shim_user)
+        stack.callback(node.stop)
+        while not stop.wait(_LOOK_SECONDS):
+            node.keep()
+            if worker.ended_with == BudgetExhausted.exit_code:
+                raise BudgetExhausted(f"{client.name}: the privacy budget holds no further round; the partner has left")
+            worker.keep()
+    return {"partner": client.name, "restarts": {"worker": worker.restarts, "supernode": node.restarts}}
+
+
+def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
+    """Says that it has stopped, and what had to be started again."""
+    again = ", ".join(f"{name} {count} times" for name, count in result["restarts"].items() if count)
+    _say(f"{result['partner']}: stopped" + (f"; started again: {again}" if again else ""))
+
+
+def wait_until_ready(partner: PartnerConfig, worker: "Kept", stop: threading.Event) -> None:
+    """Waits until the worker answers health checks.
+
+    Raises:
+        HushclickError: where it ends before, or takes longer than half an hour.
+    """
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline and not stop.is_set():
+        if is_serving(partner.worker.listen):
+            return
+        if worker.ended_with is not None:
+            raise HushclickError(f"{partner.name}: the worker did not start; {worker.log} says why")
+        stop.wait(_LOOK_SECONDS)
+    if not stop.is_set():
+        raise HushclickError(f"{partner.name}: the worker was not ready within {_READY_SECONDS:g} s; see {worker.log}")
+
+
+def _node(client: ClientConfig, partner: PartnerConfig, scratch: Path) -> tuple[list[str], Path]:
+    """Returns the SuperNode's words and its home, which holds all that its user may read."""
+    home = scratch / "supernode"
+    home.mkdir(mode=0o700)
+    key, ca = home / "node.key", home / "ca.crt"
+    shutil.copyfile(client.ca, ca)
+    key.touch(mode=0o600)
+    shutil.copyfile(client.node_key, key)
+    if client.shim_user and os.getuid() == 0:
+        who = pwd.getpwnam(client.shim_user)
+        for path in (home, key, ca):
+            os.chown(path, who.pw_uid, who.pw_gid)
+    node = f'worker="{partner.worker.listen}" worker-owner="{os.getuid()}"'
+    words = [
+        *(program("flower-supernode"), "--root-certificates", str(ca), "--superlink", client.superlink),
+        *("--auth-supernode-private-key", str(key), "--port", str(free_port()), "--node-config", node),
+    ]
+    return words, home
+
+
+class Kept:
+    """A process that is started again when it ends, after pauses that grow.
+
+    Attributes:
+        log: where its output goes.
+        restarts: how often it was started again.
+    """
+
+    def __init__(self, name: str, words: list[str], home: Path, log: Path, user: str = "") -> None:
+        self._name, self._words, self._home, self.log = name, words, home, log
+        self._user = user if os.getuid() == 0 else ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = self._again = 0.0
+        self._failures = 0
+        self.restarts = 0
+
+    @property
+    def ended_with(self) -> int | None:
+        """Its exit code; None while it runs, and before it does."""
+        return self._process.poll() if self._process else None
+
+    def keep(self) -> None:
+        """Starts the process where it has not run yet, and where it has ended and its pause is over."""
+        if self._process and self.ended_with is None:
+            return
+        now = time.monotonic()
+        if self._process is None:
+            self._launch(now)
+        elif not self._again:
+            self._failures = 0 if now - self._started > _STEADY_SECONDS else self._failures + 1
+            pause = _PAUSES_SECONDS[min(self._failures, len(_PAUSES_SECONDS) - 1)]
+            _say(f"{self._name} ended with {self.ended_with}; it starts again in {pause:g} s ({self.log} says why)")
+            self._again = now + pause
+        elif now >= self._again:
+            end(self._process)  # whatever it left behind
+            self.restarts += 1
+            self._launch(now)
+
+    def stop(self) -> None:
+        """Ends the process and all that it started."""
+        if self._process:
+            end(self._process)
+
+    def _launch(self, now: float) -> None:
+        self._process = start(self._words, self._home, self.log, self._user)
+        self._started, self._again = now, 0.0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,157 @@
+"""Starting and ending the programs that Flower installs, so that none outlives who started it.
+
+They are found beside the interpreter, run with an environment of their own, and never reach for the internet.
+"""
+
+import contextlib
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from common.errors import HushclickError
+
+END_SECONDS = 10.0
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+BUNDLE = """[project]
+name = "hushclick-run"
+version = "0.1.0"
+description = "Names the installed apps; holds no code"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "hushclick"
+fab-include = ["/README.md"]
+
+[tool.flwr.app.components]
+serverapp = "{server}"
+clientapp = "{client}"
+
+[tool.flwr.app.config]
+run-folder = ""
+"""
+
+
+def program(name: str) -> str:
+    """Returns the path of a program of this environment.
+
+    Raises:
+        HushclickError: where it is not installed.
+    """
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise HushclickError(f"{name} is not installed beside {sys.executable}: install hushclick again")
+    return str(path)
+
+
+def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Returns the environment of Flower's programs, whose state and configuration lie in `home`."""
+    programs = Path(sys.executable).parent
+    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
+    return os.environ | _QUIET | {"PATH": path, "FLWR_HOME": str(home)} | dict(more or {})
+
+
+def write_bundle(folder: Path, *, server: str = "server.app:app", client: str = "client.app:app") -> Path:
+    """Writes the app folder that Flower is given, which names the installed apps and holds no code; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(BUNDLE.format(server=server, client=client), encoding="utf-8")
+    (folder / "README.md").write_text("The apps are those of the installed package.\n", encoding="utf-8")
+    return folder
+
+
+def write_connection(home: Path, address: str, ca: Path | None = None) -> None:
+    """Writes the configuration with which `flwr` finds a SuperLink, under the name "own"."""
+    home.mkdir(parents=True, exist_ok=True)
+    trust = f'root-certificates = "{ca}"' if ca else "insecure = true"
+    text = f'[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "{address}"\n{trust}\n'
+    (home / "config.toml").write_text(text, encoding="utf-8")
+
+
+def free_port() -> int:
+    """Returns a port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    """Returns whether something listens there before so many seconds are over or the process ends."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            if probe.connect_ex((host, port)) == 0:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+@contextmanager
+def running(words: Sequence[str], home: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Runs a program with its output in a log, and ends it, with all that it started, when the block is left."""
+    process = start(words, home, log)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def start(words: Sequence[str], home: Path, log: Path, user: str = "") -> "subprocess.Popen[bytes]":
+    """Starts a program in a session of its own, as another user where one is named (root may)."""
+    home.mkdir(parents=True, exist_ok=True)
+    who = pwd.getpwnam(user) if user else None
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 (a program of this environment, words of this operator)
+            list(words),
+            env=environment(home),
+            stdout=output,
+            stderr=output,
+            cwd=home,
+            start_new_session=True,
+            user=who.pw_uid if who else None,
+            group=who.pw_gid if who else None,
+            extra_groups=[] if who else None,
+        )
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Asks a process to end, and after `END_SECONDS` ends it and whatever it started.
+
+    Flower starts its helpers in sessions of their own: they are known by the FLWR_HOME that only this program has.
+    """
+    family = _family(process)
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+    for one in family:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _family(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error:
+        return []
