@@ -31,7 +31,7 @@ log = logging.getLogger("hushclick.partner")
 
 _READY_SECONDS = 1800.0  # a large log, and texts that are encoded for the first time
 _LOOK_SECONDS = 0.5
-_PAUSES_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)  # before a process that ended is started again
+_PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0)  # before a process that ended is started again
 _STEADY_SECONDS = 300.0  # after which an end counts as the first
 
 

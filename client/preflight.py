@@ -41,9 +41,7 @@ def connection(client: ClientConfig, config: PartnerConfig) -> list[Finding]:
     """Returns a finding per part of what connects a partner with the server, which is asked for its certificate."""
     found = [_named(*check_certificate) for check_certificate in check_certificates(client)]
     same = client.name == config.name
-    says = (
-        client.name if same else f"client.toml is of {client.name!r}, worker.toml of {config.name!r}: one kit, one name"
-    )
+    other = f"client.toml is of {client.name!r}, worker.toml of {config.name!r}: one kit, one name"
     return [Finding("name", same, client.name if same else other), *found, Finding("boundary", *boundary(client))]
 
 

@@ -54,6 +54,11 @@ class RunFolder:
         return self.root / "anchors.jsonl"
 
     @property
+    def audit(self) -> Path:
+        """The audit log of a deployed server; a simulation has none."""
+        return self.root / "audit.jsonl"
+
+    @property
     def roster(self) -> Path:
         """The server's copy of the partners' names, public keys and weights."""
         return self.root / "roster.toml"

@@ -29,6 +29,7 @@ from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder, write_json
 from common.secagg.roster import load_roster
 from common.vector import layout_fingerprint, read_vector, write_vector
+from server.auditing import audited
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.cohort import draw_cohort
 from server.evaluation import HeldOut, final_figures, load_heldout, round_figures, score
@@ -47,7 +48,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs the rounds that the run folder's configuration asks for, from its checkpoint where there is one."""
-    run(grid, RunFolder(Path(str(context.run_config["run-folder"]))))
+    folder = RunFolder(Path(str(context.run_config["run-folder"])))
+    with audited(folder):
+        run(grid, folder)
 
 
 @dataclass

@@ -88,6 +88,7 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
     folder.root.mkdir(parents=True, exist_ok=True)
     central_rows(log_read, config.data).to_parquet(folder.central, index=False)
     shutil.copyfile(roster, folder.roster)
+    folder.audit.touch(mode=0o600)
     write_atomically(folder.config, text.encode())  # last: the folder is whole once it is there
     return folder
 

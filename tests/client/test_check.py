@@ -13,6 +13,8 @@ from overlap_pair import change, write_pair
 from partner_folder import write_partner
 
 from client.anchors import HeadFile
+from client.boundary import boundary
+from client.deployment import ClientConfig
 from client.partner import PartnerConfig
 from common.cli import main
 from common.config import to_table
@@ -55,7 +57,7 @@ def test_a_partner_in_order_passes(
     assert main(["check", str(tmp_path / "shop-a" / "partner.toml")]) == 0
     shown = capsys.readouterr().out
     assert shown.count("ok    ") == 7
-    assert "not checked in this version: certificates, network, GPU" in shown
+    assert "not checked in this version: GPU, certificates, network (give client.toml)" in shown
 
 
 def spoil(folder: Path, **keys: Any) -> None:
@@ -236,3 +238,42 @@ def test_the_table_is_checked(
     code, result = check(tmp_path / "shop-a", capsys=capsys)
     assert code == 2
     assert f"overlap.{next(iter(value))}" in result["error"]
+
+
+def test_a_kit_is_checked_with_what_connects_it(
+    pair: dict[str, PartnerConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given a client.toml: one name, certificates and server, and in so many words whether the boundary is there."""
+    home = tmp_path / "shop-a"
+    (home / "client.toml").write_text(
+        'kit = 1\nname = "shop-b"\nsuperlink = "localhost:1"\nworker = "partner.toml"\n', encoding="utf-8"
+    )
+    code = main(["check", str(home / "client.toml"), "--json"])
+    found = {one["what"]: (one["ok"], one["says"]) for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert code == 1
+    assert found["name"] == (False, "client.toml is of 'shop-b', worker.toml of 'shop-a': one kit, one name")
+    assert found["boundary"][0] is False
+    assert "NO BOUNDARY, shim_user in client.toml is unset" in found["boundary"][1]
+    assert found["card and clicks"][0] is True
+    missing = [says for what, (ok, says) in found.items() if not ok and what not in ("name", "boundary")]
+    assert len(missing) >= 2  # neither authority nor node key lies there
+
+
+@pytest.mark.parametrize(
+    ("user", "root", "ok", "says"),
+    [
+        ("", True, False, "is unset"),
+        ("daemon", False, False, "only root can start"),
+        ("no-user-of-that-name", True, False, "is no user of this machine"),
+        ("root", True, False, "is the worker's own user"),
+        ("daemon", True, True, "what Flower runs is user daemon, the worker is root"),
+    ],
+)
+def test_the_boundary_is_one_of_users_or_none(
+    user: str, root: bool, ok: bool, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getuid", lambda: 0 if root else 1)
+    found, text = boundary(ClientConfig(name="a", superlink="localhost:1", shim_user=user))
+    assert found is ok
+    assert says in text
+    assert found is not ("NO BOUNDARY" in text)

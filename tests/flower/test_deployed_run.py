@@ -22,10 +22,11 @@ from kits import Operator, consortium
 from simulated_runs import run, small_config
 
 from common.auditlog import read_audit_log
-from common.config import Config, read_toml, to_table
+from common.config import Config, fingerprint, load_config, read_toml, to_table
 from common.privacy.ledger import Ledger
 from common.programs import END_SECONDS, free_port
 from common.runfolder import RunFolder, partner_name
+from server.checkpoint import load_checkpoint
 
 SECONDS = 600.0
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -91,15 +92,9 @@ class Deployment:
         return RunFolder(self.kits / "server" / "run")
 
     def rounds_done(self) -> int:
-        from server.checkpoint import load_checkpoint
-
-        try:
-            config = self.result.config
-            from common.config import fingerprint, load_config
-
-            return load_checkpoint(self.result.checkpoint, fingerprint(load_config(config))).round
-        except Exception:
+        if not self.result.checkpoint.exists():
             return 0
+        return load_checkpoint(self.result.checkpoint, fingerprint(load_config(self.result.config))).round
 
     def wait(self, process: "subprocess.Popen[bytes]") -> int:
         try:
@@ -173,4 +168,30 @@ def test_promise_5_the_deployed_run_gives_the_simulations_model_to_the_bit(
         kit = deployment.kits / "partners" / name
         assert len(Ledger(kit / "ledger.jsonl").events()) == ROUNDS
         assert read_audit_log(kit / "state" / "audit.jsonl")[0]["what"] == "started"
-        assert "NO BOUNDARY" in (deployment.root / f"client-{1 + deployment.names.index(name)}.log").read_text()
+    assert "NO BOUNDARY, shim_user in client.toml is unset" in (deployment.root / "client-1.log").read_text()
+
+
+@pytest.mark.slow
+def test_what_is_killed_on_the_way_changes_no_bit_and_spends_nothing_twice(
+    deployment: Deployment, simulated: tuple[Config, RunFolder]
+) -> None:
+    """The server dies with all its programs after the first round, and a partner's SuperNode with it."""
+    server = deployment.start_server()
+    clients = [deployment.start_client(name) for name in deployment.names]
+    deployment.wait_for_round(1)
+    server.kill()
+    server.wait()
+    for child in psutil.Process(clients[0].pid).children():
+        if "flower-supernode" in " ".join(child.cmdline()):
+            child.kill()
+    again = deployment.start_server()
+    assert deployment.wait(again) == 0, deployment.said()
+    metrics = json.loads(deployment.result.metrics.read_bytes())
+    assert [one.get("error") for one in metrics["rounds"]] == [None] * ROUNDS, deployment.said()
+    assert same_model(deployment.result, simulated[1])
+    for name in deployment.names:
+        events = Ledger(deployment.kits / "partners" / name / "ledger.jsonl").events()
+        assert sorted({event.round for event in events}) == list(range(1, ROUNDS + 1))
+        assert len(events) == ROUNDS  # each round once, whatever was asked again
+    starts = [one["what"] for one in read_audit_log(deployment.result.audit)].count("server_started")
+    assert starts >= 2
