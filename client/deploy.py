@@ -23,8 +23,10 @@ from client.boundary import boundary
 from client.deployment import ClientConfig, load_client
 from client.partner import PartnerConfig, load_partner
 from client.rpc.asking import is_serving
+from common.addresses import UNIX
 from common.errors import BudgetExhausted, ConfigError, HushclickError
-from common.programs import end, free_port, program, start
+from common.programs import END_SECONDS, end, free_port, program, start
+from common.runfolder import make_private
 from common.signals import stop_on_signals
 
 log = logging.getLogger("hushclick.partner")
@@ -42,21 +44,28 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         BudgetExhausted: where the worker ended because its budget holds no further round.
         HushclickError: where the worker does not start.
     """
+    os.umask(0o077)
     client = load_client(arguments.config)
     partner = load_partner(Path(client.worker))
     if partner.name != client.name:
         raise ConfigError(f"name = {client.name!r}: {client.worker} is of {partner.name!r}; one kit has one name")
     stop = stop_on_signals()
-    _say(boundary(client)[1])
+    there, says = boundary(client)
+    if there and partner.worker.listen.startswith(UNIX) and not partner.worker.group:
+        raise ConfigError(
+            f"worker.group is unset in {client.worker}: {client.shim_user} could not reach the worker's socket; name a"
+            f" group that is {client.shim_user}'s own"
+        )
+    _say(says)
     state = Path(partner.state)
-    state.mkdir(parents=True, exist_ok=True)
+    make_private(state)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hushclick-")))
         scratch.chmod(0o755)
         worker = Kept(
             "worker", [program("hushclick"), "worker", client.worker], scratch / "worker", state / "worker.log"
         )
-        stack.callback(worker.stop)
+        stack.callback(worker.stop, partner.worker.grace_seconds + END_SECONDS)
         worker.keep()
         wait_until_ready(partner, worker, stop)
         node = Kept("supernode", *_node(client, partner, scratch), state / "supernode.log", client.shim_user)
@@ -150,10 +159,10 @@ class Kept:
             self.restarts += 1
             self._launch(now)
 
-    def stop(self) -> None:
-        """Ends the process and all that it started."""
+    def stop(self, seconds: float = END_SECONDS) -> None:
+        """Ends the process and all that it started, and gives it so long to end in order."""
         if self._process:
-            end(self._process)
+            end(self._process, seconds)
 
     def _launch(self, now: float) -> None:
         self._process = start(self._words, self._home, self.log, self._user)

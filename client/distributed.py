@@ -75,7 +75,8 @@ def noised_step(
     """Returns one partner's clipped, gridded gradient sum with its part of the noise, int64 [D].
 
     Formal guarantees:
-        - A unit changes the sum before noise by at most `grid` in L2, rounding included, whatever its rows hold.
+        - A unit changes the sum before noise by at most `grid` in L2, rounding included, whatever its rows hold, short
+          of making training fail at all: then the whole partner's sum is 0, and its own log says why.
         - The parts of `shares` partners have together at least the variance (noise_multiplier x grid)^2.
         - An empty sample is a step like any other.
         - A partner that cannot train sends its part of the noise, on zero: the others rely on it, and whether data can

@@ -21,6 +21,7 @@ log = logging.getLogger("hushclick.partner")
 
 Answerer = Callable[[str, RecordDict], RecordDict | Refused]
 
+_MOST_NAME = 64  # characters of a run's id: a peer must not fill the disk with its names
 _SECONDS = (0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 
 
@@ -89,6 +90,8 @@ class Observer:
         found = self._answer(message_type, content)
         seconds = time.monotonic() - started
         outcome = "refused" if isinstance(found, Refused) else "answered"
+        if outcome == "answered" and kind.startswith("train."):
+            self.exhausted = False  # one message asked for more than is left, and the rounds go on
         self.answered += outcome == "answered"
         self.refused += outcome == "refused"
         facts: dict[str, Any] = {"type": kind, **session, "outcome": outcome}
@@ -110,6 +113,7 @@ def session_of(content: RecordDict) -> dict[str, Any]:
     for record in content.values():
         if isinstance(record, ConfigRecord):
             for name, kind in (("run_id", str), ("round", int), ("attempt", int)):
-                if type(record.get(name)) is kind:
-                    found.setdefault(name, record[name])
+                value = record.get(name)
+                if type(value) is kind:
+                    found.setdefault(name, value[:_MOST_NAME] if isinstance(value, str) else value)
     return found

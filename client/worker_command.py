@@ -7,6 +7,7 @@ the messages that the run still has for it.
 
 import argparse
 import logging
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from client.worker import Worker
 from common.auditlog import AuditLog
 from common.errors import BudgetExhausted
 from common.message_types import MESSAGE_TYPES, REFUSED
+from common.runfolder import make_private
 from common.signals import stop_on_signals
 
 log = logging.getLogger("hushclick.partner")
@@ -34,7 +36,9 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BudgetExhausted: where the budget ended and the run has asked nothing for `worker.linger_seconds`.
     """
+    os.umask(0o077)  # what was sent lies in the state folder, before it was masked: nobody else's to read
     config = load_partner(arguments.config)
+    make_private(Path(config.state))
     _log_as_json_lines()
     audit = AuditLog(Path(config.state) / "audit.jsonl")
     try:

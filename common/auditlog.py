@@ -72,11 +72,13 @@ class AuditLog:
             unsigned = json.dumps(record | {"what": what} | kept, separators=(",", ":"), allow_nan=False).encode()
             digest = hashlib.sha256(unsigned).hexdigest()
             line = unsigned[:-1] + b',"sha256":"' + digest.encode() + b'"}\n'
+            size = os.fstat(self._descriptor).st_size
             try:
                 while line:
                     line = line[os.write(self._descriptor, line) :]
                 os.fsync(self._descriptor)
             except OSError as error:
+                os.ftruncate(self._descriptor, size)  # else the next record would continue half a line
                 raise LedgerError(f"{self._path.name} cannot be written ({error.strerror})") from None
             self._length, self._head = self._length + 1, digest
 

@@ -22,6 +22,12 @@ from common.errors import HushclickError
 
 END_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
+_INHERITED = frozenset(
+    {
+        *("HOME", "LANG", "TZ", "TMPDIR", "HUSHCLICK_CACHE", "CUDA_VISIBLE_DEVICES"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    }
+)
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -68,7 +74,10 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
     """Returns the environment of Flower's programs, whose state and configuration lie in `home`."""
     programs = Path(sys.executable).parent
     path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | _QUIET | {"PATH": path, "FLWR_HOME": str(home)} | dict(more or {})
+    # What Flower runs may be hostile: it gets none of the passwords that an operator's own environment may hold, and no
+    # setting of Flower that is not ours.
+    kept = {name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith("LC_")}
+    return kept | _QUIET | {"PATH": path, "FLWR_HOME": str(home)} | dict(more or {})
 
 
 def write_bundle(folder: Path, *, server: str = "server.app:app", client: str = "client.app:app") -> Path:
@@ -123,7 +132,7 @@ def start(words: Sequence[str], home: Path, log: Path, user: str = "") -> "subpr
     with log.open("ab") as output:
         return subprocess.Popen(  # noqa: S603 (a program of this environment, words of this operator)
             list(words),
-            env=environment(home),
+            env=environment(home, {"HOME": str(home)} if who else None),
             stdout=output,
             stderr=output,
             cwd=home,
@@ -141,16 +150,13 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """Asks a process to end, and after `END_SECONDS` ends it and whatever it started.
-
-    Flower starts its helpers in sessions of their own: they are known by the FLWR_HOME that only this program has.
-    """
+def end(process: "subprocess.Popen[bytes]", seconds: float = END_SECONDS) -> None:
+    """Asks a process to end, and after so many seconds ends it and whatever it started."""
     family = _family(process)
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
+            process.wait(seconds)
     for one in family:
         with contextlib.suppress(psutil.Error):
             one.kill()

@@ -83,6 +83,19 @@ def partner_name(number: int) -> str:
     return f"partner-{number:04d}"
 
 
+def make_private(folder: Path) -> None:
+    """Makes a folder that its owner alone can look into, or narrows one that was there.
+
+    Raises:
+        HushclickError: where it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise HushclickError(f"{folder}: cannot be kept from others: {error.strerror}") from None
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces a file as a whole: a kill or a full disk leaves the old one.
 

@@ -8,6 +8,7 @@ it dies. The run folder is what a simulation has: config.toml, roster, checkpoin
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -33,7 +34,7 @@ log = logging.getLogger("hushclick.run")
 
 _START_SECONDS = 180.0
 _LOOK_SECONDS = 2.0
-_MOST_STARTS = 10  # of one run, before its failure counts
+_MOST_STARTS = 10  # without a round between, before the run's failure counts
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         BudgetExhausted: where too few partners have budget left; the model so far is saved.
         Stopped: after SIGTERM or Ctrl-C; started again, the run goes on.
     """
+    os.umask(0o077)
     deployment = load_deployment(arguments.config)
     folder = prepare_folder(deployment)
     if folder.metrics.exists():
@@ -64,7 +66,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Says how the run ended."""
     final = metrics["final"]
-    _say(f"{final['rounds']} rounds, AUC {final['auc']:.4f}; model and metrics are in the run folder")
+    auc = "undefined" if final["auc"] is None else f"{final['auc']:.4f}"
+    _say(f"{final['rounds']} rounds, AUC {auc}; model and metrics are in the run folder")
 
 
 def prepare_folder(deployment: ServerDeployment) -> RunFolder:
@@ -136,19 +139,22 @@ def run_to_the_end(control: Control, folder: RunFolder, stop: threading.Event) -
 
     Raises:
         Stopped: where the operator ends it.
-        HushclickError: where it died `_MOST_STARTS` times.
+        HushclickError: where it died `_MOST_STARTS` times without a round between.
     """
-    for start in range(1, _MOST_STARTS + 1):
+    deaths, last = 0, 0.0
+    while deaths < _MOST_STARTS:
         run = control.start(folder.root)
-        log.info("run %s, start %d", run, start)
         while not (status := control.state(run))[0].startswith("finished"):
             if stop.wait(_LOOK_SECONDS):
                 control.stop(run)
                 raise Stopped("stopped; start it again, and the run goes on from its last good round")
         if folder.metrics.exists():
             return
-        _say(f"the run ended without a result ({status[0]} {status[1]}); it is started again from its checkpoint")
-    raise HushclickError(f"the run died {_MOST_STARTS} times; the SuperLink's log says why")
+        moved = folder.checkpoint.stat().st_mtime if folder.checkpoint.exists() else 0.0
+        waiting = "partners joined" in status[1]  # too few are there yet: no death, and no end to the waiting
+        deaths, last = 0 if moved > last or waiting else deaths + 1, max(moved, last)
+        _say(f"the run ended without a result ({status[0]} {status[1]}); it is started again")
+    raise HushclickError(f"the run died {_MOST_STARTS} times without a round between; the SuperLink's log says why")
 
 
 def _say(text: str) -> None:

@@ -25,7 +25,7 @@ class ServerDeployment:
     config: str = "run.toml"  # the run's configuration
     roster: str = "roster.toml"  # the same at every partner
     run: str = "run"  # run folder: made at the first start, gone on with at the next
-    host: str = "127.0.0.1"  # that the SuperLink listens at
+    host: str = "127.0.0.1"  # that the gate listens at, for partners; 0.0.0.0 = on all interfaces
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     certificate: str = "server.crt"
     key: str = "server.key"

@@ -133,8 +133,9 @@ class Charges:
         key = "privacy.epsilon" if view == "server" else f"privacy.epsilon_{view}"
         come_to = f"epsilon {rounded_up(epsilon)}" if epsilon < float("inf") else "no finite epsilon"
         raise BudgetExhausted(
-            f"{len(cells)} runs on the same people would come to {come_to} for each partner's users (PLD, at delta"
-            f" {self.policy.delta:g}), and the budget is {key} = {bound:g}; nothing was run. {self._mend(cells, view)}"
+            f"{len(cells)} runs on the same people would come to {come_to} at each partner, per {self.policy.unit} (PLD,"
+            f" at delta {self.policy.delta:g}), and the budget is {key} = {bound:g}; nothing was run."
+            f" {self._mend(cells, view)}"
         )
 
     def _mend(self, cells: Sequence[Cell], view: View) -> str:

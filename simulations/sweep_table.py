@@ -98,6 +98,7 @@ def price_text(price: Mapping[str, Any], delta: float) -> str:
         for view, value in price["spent"].items()
     )
     return (
-        f"Charged to every partner's users, all cells together: epsilon {spent} (PLD, delta {delta:g}), of a budget of"
+        "Charged to every partner, all cells together, per unit of privacy.unit:"
+        f" epsilon {spent} (PLD, delta {delta:g}), of a budget of"
         f" {price['budget']:g}. The AUCs themselves are exact figures of held-out rows, which no epsilon covers."
     )

@@ -36,7 +36,8 @@ class AnswerLog:
     """The log of one partner; its caller holds the folder against other processes.
 
     Raises:
-        LedgerError: from every method, where a line was altered, removed or cut: then nothing more is answered.
+        LedgerError: from every method, where a line was altered, or removed before the last: then nothing more is
+            answered.
     """
 
     def __init__(self, path: Path) -> None:

@@ -114,8 +114,8 @@ def _make_room(path: Path, group: str) -> None:
         raise ConfigError(
             f"worker.listen = {path}: a path of over 100 bytes is too long for a socket; use a shorter one"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.parent.stat().st_uid == os.getuid():
+    if not path.parent.exists():  # a folder that was there, /run say, is somebody's to keep as it is
+        path.parent.mkdir(parents=True)
         _give(path.parent, group, 0o750 if group else 0o700)
     if not path.exists():
         return

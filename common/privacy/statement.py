@@ -13,6 +13,9 @@ from common.privacy.views import VIEWS, as_seen
 EVERYONE = ("the server", "other partners", "the public", "a broken aggregation")
 SERVER_AND_PUBLIC = ("the server", "the public")  # where partners share the noise; the others are said beside it
 
+# A row as it stands in the training table, features and all: not a line of the log, which lies in other rows as well.
+_SPELT = {"user": "user", "impression": "training row"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyStatement:
@@ -62,7 +65,7 @@ class PrivacyStatement:
 
     def sentence(self) -> str:
         """Returns the statement in one line of English; epsilons are rounded up, never down."""
-        scope = f"at delta {self.delta:g} for one {self.unit} added or removed"
+        scope = f"at delta {self.delta:g} for one {_SPELT[self.unit]} added or removed"
         if not self.num_events:
             return f"epsilon 0.00 {scope}: nothing has been released"
         if math.isinf(self.epsilon):
@@ -81,10 +84,11 @@ class PrivacyStatement:
             )
         if self.unit == "impression":
             rows = f"one user with up to {self.impressions} training rows"
+            against = " and ".join(self.protects_against)
             text += (
                 f"; for {rows} NO FINITE BOUND HOLDS"
                 if math.isinf(self.user_epsilon)
-                else f"; epsilon {rounded_up(self.user_epsilon)} for {rows}"
+                else f"; epsilon {rounded_up(self.user_epsilon)} for {rows}, against {against}"
             )
         if self.fixed_seed:
             text += "; BUT some noise came from a fixed seed: whoever knows it can remove that noise"

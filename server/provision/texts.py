@@ -91,8 +91,8 @@ card = "card.toml" # FILL IN: which of their columns plays which role
 config = "run.toml"
 roster = "roster.toml"
 run = "run" # folder of results: made at the first start, gone on with at the next
-# Whoever can reach the whole port can start runs, and so send code to every partner: partners reach it through a
-# reverse proxy that passes /v1/fleet/ alone.
+# DECIDE: where the gate listens that partners reach; "0.0.0.0" lets them in. It passes Flower's Fleet API alone, and
+# the SuperLink behind it, whose control API asks no user who they are, stays on loopback.
 host = "127.0.0.1"
 port = {consortium.server.port}
 certificate = "server.crt"

@@ -128,8 +128,8 @@ def test_the_sentence_says_the_users_epsilon_beside_the_rows() -> None:
     assert statement.user_epsilon == user_epsilon(((0.01024, 1.0, 488),), 8, 1e-6)
     assert 15 < statement.user_epsilon < 21  # the design has 21 for ten
     sentence = statement.sentence()
-    assert "epsilon 1.61 at delta 1e-06 for one impression added or removed" in sentence
-    assert f"for one user with up to {8} training rows" in sentence
+    assert "epsilon 1.61 at delta 1e-06 for one training row added or removed" in sentence
+    assert "for one user with up to 8 training rows, against the server and other partners and" in sentence
     lost = privacy_statement([release(unit="impression", impressions=4096)], 1e-6)
     assert "for one user with up to 4096 training rows NO FINITE BOUND HOLDS" in lost.sentence()
 

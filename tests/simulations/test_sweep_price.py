@@ -105,7 +105,7 @@ def test_other_cells_have_no_ledger_of_their_own(whole: Path) -> None:
 
 def test_page_and_table_say_who_paid(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (whole / "sweep.html").read_text(encoding="utf-8")
-    assert "Charged to every partner&#x27;s users, all cells together: epsilon" in page
+    assert "Charged to every partner, all cells together, per unit of privacy.unit: epsilon" in page
     assert "of a budget of 9" in page
     assert main(["budget", "show", str(whole), "--epsilon", "9", "--delta", "1e-4"]) == 0
     assert "partner-0003" in capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_a_sweep_that_cannot_fit_is_refused_before_anything_is_run(
     out = toml.parent / "out"
     code, said = refused(capsys, toml, out, *WORDS, "--set", "privacy.epsilon=3.0")
     assert code == 3
-    found = re.search(r"6 runs on the same people would come to epsilon (\d+\.\d+) for each partner's users", said)
+    found = re.search(r"6 runs on the same people would come to epsilon (\d+\.\d+) at each partner, per user", said)
     assert found is not None, said
     assert float(found[1]) == pytest.approx(planned(whole), abs=0.011)
     assert "the budget is privacy.epsilon = 3; nothing was run" in said
