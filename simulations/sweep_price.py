@@ -133,8 +133,8 @@ class Charges:
         key = "privacy.epsilon" if view == "server" else f"privacy.epsilon_{view}"
         come_to = f"epsilon {rounded_up(epsilon)}" if epsilon < float("inf") else "no finite epsilon"
         raise BudgetExhausted(
-            f"{len(cells)} runs on the same people would come to {come_to} at each partner, per {self.policy.unit} (PLD,"
-            f" at delta {self.policy.delta:g}), and the budget is {key} = {bound:g}; nothing was run."
+            f"{len(cells)} runs on the same people would come to {come_to} at each partner, per {self.policy.unit}"
+            f" (PLD, at delta {self.policy.delta:g}), and the budget is {key} = {bound:g}; nothing was run."
             f" {self._mend(cells, view)}"
         )
 
