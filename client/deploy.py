@@ -155,14 +155,14 @@ class Kept:
             _say(f"{self._name} ended with {self.ended_with}; it starts again in {pause:g} s ({self.log} says why)")
             self._again = now + pause
         elif now >= self._again:
-            end(self._process)  # whatever it left behind
+            end(self._process, self._home)  # whatever it left behind
             self.restarts += 1
             self._launch(now)
 
     def stop(self, seconds: float = END_SECONDS) -> None:
         """Ends the process and all that it started, and gives it so long to end in order."""
         if self._process:
-            end(self._process, seconds)
+            end(self._process, self._home, seconds)
 
     def _launch(self, now: float) -> None:
         self._process = start(self._words, self._home, self.log, self._user)

@@ -7,8 +7,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from common.addresses import join_address, split_address
-from common.config import STRICT, parse_table, read_toml
-from common.kit import take_version
+from common.config import STRICT
+from common.kit import load_kit_file
 
 _PATHS = ("ca", "node_key", "worker", "signing_key")
 
@@ -46,11 +46,4 @@ def load_client(path: Path) -> ClientConfig:
     Raises:
         ConfigError: where it cannot be read, is of another kit version, or has a wrong key or value.
     """
-    table = read_toml(path)
-    take_version(table, path)
-    folder = path.resolve().parent
-    for key in _PATHS:
-        value = table.get(key, ClientConfig.__dataclass_fields__[key].default)
-        if isinstance(value, str):
-            table[key] = str((folder / Path(value).expanduser()).resolve())
-    return parse_table(ClientConfig, table)
+    return load_kit_file(ClientConfig, path, _PATHS)

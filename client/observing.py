@@ -94,16 +94,22 @@ class Observer:
             self.exhausted = False  # one message asked for more than is left, and the rounds go on
         self.answered += outcome == "answered"
         self.refused += outcome == "refused"
-        facts: dict[str, Any] = {"type": kind, **session, "outcome": outcome}
+        facts: dict[str, Any] = {"type": kind, **session}
         if isinstance(found, Refused):
             facts |= {"code": found.code, "reason": found.text}
             self.exhausted |= found.code == BUDGET_EXHAUSTED
-        self._audit.append(outcome, **{name: value for name, value in facts.items() if name != "outcome"})
+        self._audit.append(outcome, **facts)
         self._metrics.answers.labels(kind, outcome).inc()
         self._metrics.seconds.labels(kind).observe(seconds)
         self._metrics.last.set_to_current_time()
         self.last_message = time.monotonic()
-        log.info("%s %s in %.3f s", kind, outcome, seconds, extra={"facts": facts | {"seconds": round(seconds, 3)}})
+        log.info(
+            "%s %s in %.3f s",
+            kind,
+            outcome,
+            seconds,
+            extra={"facts": facts | {"outcome": outcome, "seconds": round(seconds, 3)}},
+        )
         return found
 
 

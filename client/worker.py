@@ -100,10 +100,11 @@ class Worker:
         self._loading, self._training = threading.Lock(), threading.Lock()
         self._participant, self._roster_hash = participant_of(config)
 
-    def ready(self) -> None:
-        """Reads ledger and log, so that what is wrong with them is said when the process starts."""
-        self._budget.anchor()
+    def ready(self) -> str:
+        """Reads ledger and log, so that what is wrong with them is said now; returns the ledger's anchor."""
+        anchor = self._budget.anchor()
         self._data()
+        return anchor
 
     def epsilon_spent(self) -> float:
         """Returns the epsilon (PLD) of the partner's ledger, at its own delta."""
@@ -111,8 +112,7 @@ class Worker:
 
     def join(self, _task: JoinTask) -> JoinReply:
         """Returns who this partner is, and the layout of the model that it would train."""
-        self.ready()  # a ledger that was cut, or a log that cannot be read, is said now
-        anchor = self._budget.anchor()
+        anchor = self.ready()
         fingerprint = layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
         return JoinReply(
             self.config.name, self.config.declared_users, fingerprint, self._has_purchases, self._roster_hash, anchor

@@ -1,8 +1,11 @@
 """The version of the files of a kit: what one version of Hushclick hands out, another must not half understand."""
 
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from common.config import parse_table, read_toml
 from common.errors import ConfigError
 
 KIT_VERSION = 1
@@ -29,3 +32,22 @@ def take_version(table: dict[str, Any], path: Path, *, needed: bool = True) -> N
             f"{path}: kit = {found!r}: this version of hushclick reads kit {KIT_VERSION}; install the version that"
             " wrote the kit, or have this one provision it again"
         )
+
+
+T = TypeVar("T")
+
+
+def load_kit_file(kind: type[T], path: Path, paths: Sequence[str]) -> T:
+    """Returns the configuration in a file of a kit; values named in `paths`, given or not, are of the file's folder.
+
+    Raises:
+        ConfigError: where it cannot be read, is of another kit version, or has a wrong key or value.
+    """
+    table = read_toml(path)
+    take_version(table, path)
+    folder, defaults = path.resolve().parent, {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    for key in paths:
+        value = table.get(key, defaults[key])
+        if isinstance(value, str):
+            table[key] = str((folder / Path(value).expanduser()).resolve())
+    return parse_table(kind, table)

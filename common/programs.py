@@ -71,13 +71,16 @@ def program(name: str) -> str:
 
 
 def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns the environment of Flower's programs, whose state and configuration lie in `home`."""
+    """Returns the environment of Flower's programs, whose state and configuration lie in `home`.
+
+    `more` is added to the little that is inherited; what keeps Flower quiet and at home stays as it is.
+    """
     programs = Path(sys.executable).parent
     path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
     # What Flower runs may be hostile: it gets none of the passwords that an operator's own environment may hold, and no
     # setting of Flower that is not ours.
     kept = {name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith("LC_")}
-    return kept | _QUIET | {"PATH": path, "FLWR_HOME": str(home)} | dict(more or {})
+    return kept | dict(more or {}) | _QUIET | {"PATH": path, "FLWR_HOME": str(home)}
 
 
 def write_bundle(folder: Path, *, server: str = "server.app:app", client: str = "client.app:app") -> Path:
@@ -122,7 +125,7 @@ def running(words: Sequence[str], home: Path, log: Path) -> Iterator["subprocess
     try:
         yield process
     finally:
-        end(process)
+        end(process, home)
 
 
 def start(words: Sequence[str], home: Path, log: Path, user: str = "") -> "subprocess.Popen[bytes]":
@@ -150,23 +153,31 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def end(process: "subprocess.Popen[bytes]", seconds: float = END_SECONDS) -> None:
+def end(process: "subprocess.Popen[bytes]", home: Path, seconds: float = END_SECONDS) -> None:
     """Asks a process to end, and after so many seconds ends it and whatever it started."""
-    family = _family(process)
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-    for one in family:
-        with contextlib.suppress(psutil.Error):
-            one.kill()
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    end_all(home)
     process.wait()
 
 
-def _family(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.Error:
-        return []
+def end_all(home: Path) -> None:
+    """Ends every process whose FLWR_HOME is this one, and waits: Flower and Ray start theirs in sessions of their own.
+
+    They outlive whoever started them, and a run that went on after a Ctrl-C would go on spending budgets.
+    """
+
+    def of_this_home(process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("FLWR_HOME") == str(home)
+        except (psutil.Error, OSError):
+            return False
+
+    for way in ("terminate", "kill"):
+        found = [process for process in psutil.process_iter() if of_this_home(process)]
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                getattr(process, way)()
+        psutil.wait_procs(found, timeout=END_SECONDS)

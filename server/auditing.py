@@ -44,7 +44,8 @@ def audited(folder: RunFolder) -> Iterator[None]:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     audit = _opened(folder)
     log, writer = logging.getLogger("hushclick.run"), _Writer(audit)
-    level, log.level = log.level, min(log.level or logging.INFO, logging.INFO)
+    level = log.level
+    log.setLevel(logging.INFO)
     log.addHandler(writer)
     try:
         audit.append("server_started")

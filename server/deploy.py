@@ -54,8 +54,9 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     home = Path(deployment.database).parent / "flower"
     with superlink(deployment, home) as address, gate(deployment, address):
         control = Control(home, address, Path(deployment.ca))
-        control.know(node_keys(deployment))
-        _say(f"{len(node_keys(deployment))} partners may join at {deployment.host}:{deployment.port}")
+        keys = node_keys(deployment)
+        control.know(keys)
+        _say(f"{len(keys)} partners may join at {deployment.host}:{deployment.port}")
         run_to_the_end(control, folder, stop)
     metrics: dict[str, Any] = json.loads(folder.metrics.read_bytes())
     if metrics["stopped"]:

@@ -7,8 +7,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from common.addresses import checked_host
-from common.config import STRICT, parse_table, read_toml
-from common.kit import take_version
+from common.config import STRICT
+from common.kit import load_kit_file
 
 _PATHS = (
     *("config", "roster", "run", "certificate", "key", "ca", "signing_key", "nodes"),
@@ -45,14 +45,7 @@ def load_deployment(path: Path) -> ServerDeployment:
     Raises:
         ConfigError: where it cannot be read, is of another kit version, or has a wrong key or value.
     """
-    table = read_toml(path)
-    take_version(table, path)
-    folder = path.resolve().parent
-    for key in _PATHS:
-        value = table.get(key, ServerDeployment.__dataclass_fields__[key].default)
-        if isinstance(value, str):
-            table[key] = str((folder / Path(value).expanduser()).resolve())
-    return parse_table(ServerDeployment, table)
+    return load_kit_file(ServerDeployment, path, _PATHS)
 
 
 def node_keys(deployment: ServerDeployment) -> dict[str, Path]:

@@ -3,7 +3,6 @@
 The open-source SuperLink serves its control API on the same port and authenticates no user of it: whoever can reach it
 can start a run, that is, ship code to the machine that it runs on. So the SuperLink listens on loopback alone, and
 partners reach this gate, which ends TLS with the consortium's certificate and passes on what belongs to the Fleet API.
-In containers a reverse proxy does the same (docker/nginx.conf).
 """
 
 import re

@@ -22,6 +22,21 @@ from simulations.spending import planned_epsilon
 RUN_LOGGER = "hushclick.run"
 
 
+def new_bar(console: Console) -> Progress:
+    """Returns a bar of tasks with their `facts`, drawn on a terminal only."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class LiveProgress(logging.Handler):
     """Draws what the server says of its rounds; a context manager that leaves the terminal as it found it."""
 
@@ -29,17 +44,7 @@ class LiveProgress(logging.Handler):
         super().__init__(logging.INFO)
         self.config = config  # replaced once noise is calibrated
         self._console = console
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = new_bar(console)
         self._encode: TaskID | None = None
         self._rounds: TaskID | None = None
         self._floors: TaskID | None = None

@@ -5,9 +5,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from simulations.progress import RUN_LOGGER
+from simulations.progress import RUN_LOGGER, new_bar
 from simulations.sweep_grid import Cell
 
 
@@ -17,17 +16,7 @@ class SweepProgress(logging.Handler):
     def __init__(self, console: Console, num_cells: int) -> None:
         super().__init__(logging.INFO)
         self._console, self._total, self._finished = console, num_cells, 0
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = new_bar(console)
         self._cells = self._bar.add_task("cells", total=num_cells, facts="")
         self._rounds = self._bar.add_task("rounds", total=None, facts="")
         self._cell: Cell | None = None
