@@ -6,7 +6,6 @@ what Flower runs and the partner's data one that the system keeps. It says so pl
 """
 
 import argparse
-import logging
 import os
 import pwd
 import shutil
@@ -28,8 +27,6 @@ from common.errors import BudgetExhausted, ConfigError, HushclickError
 from common.programs import END_SECONDS, end, free_port, program, start
 from common.runfolder import make_private
 from common.signals import stop_on_signals
-
-log = logging.getLogger("hushclick.partner")
 
 _READY_SECONDS = 1800.0  # a large log, and texts that are encoded for the first time
 _LOOK_SECONDS = 0.5

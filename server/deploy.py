@@ -7,7 +7,6 @@ it dies. The run folder is what a simulation has: config.toml, roster, checkpoin
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import sys
@@ -29,8 +28,6 @@ from server.central import central_rows
 from server.control import Control
 from server.deployment import ServerDeployment, load_deployment, node_keys
 from server.gate import Gate
-
-log = logging.getLogger("hushclick.run")
 
 _START_SECONDS = 180.0
 _LOOK_SECONDS = 2.0
