@@ -30,7 +30,7 @@ def read_file(path: Path, card: DataCard) -> tuple[pd.DataFrame, dict[str, int]]
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give one .csv or .parquet file")
     if not path.exists():
-        raise DataError(f"{path}: no such file; mend data.path")
+        raise DataError(f"{path}: no such file; mend data.path, or clicks in worker.toml or server.toml")
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise DataError(f'{path}: unknown kind "{path.suffix}"; give a .csv or .parquet file')
