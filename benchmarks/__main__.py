@@ -22,7 +22,7 @@ from benchmarks.measuring import Options, machine_facts, write_result
 from common.errors import HushclickError
 from common.runfolder import jsonable
 
-NAMES = ("text_cache", "engines", "scale", "quality", "secagg", "privacy", "steps", "overlap")
+NAMES = ("text_cache", "engines", "scale", "quality", "secagg", "privacy", "steps", "overlap", "deployed")
 PARTS = ("movielens", "movietweetings", "generated")  # of quality
 
 

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from common.errors import LedgerError
+from common.errors import LedgerError, disk_says
 from common.privacy.chain import LedgerHead
 
 _VERSION = 1
@@ -18,17 +18,18 @@ _MEND = "compare the ledger with another anchor (budget show LEDGER --anchor ...
 
 
 class HeadFile:
-    """The head of a ledger as its partner last reserved, `ledger-head.json` in the state folder.
+    """The head of a ledger as its partner last reserved, `ledger-head.json` in the state folder; or of another chain.
 
     It is written behind the ledger, under the ledger's lock, and read before it. So a kill at any moment leaves a head
     that the ledger contains, and never a false alarm.
 
     Args:
         folder: the partner's state folder.
+        name: of the file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "ledger-head.json"
+    def __init__(self, folder: Path, name: str = "ledger-head.json") -> None:
+        self._path = folder / name
 
     def read(self) -> LedgerHead | None:
         """Returns the head that was kept last, None before the first.
@@ -68,5 +69,5 @@ class HeadFile:
             beside.replace(self._path)
         except OSError as error:
             raise LedgerError(
-                f"{self._path.name}: cannot be written ({error.strerror}), so nothing may be released"
+                f"{self._path.name}: cannot be written ({disk_says(error)}), so nothing may be released"
             ) from None

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.deployment import load_client
+from client.deployment import ClientConfig, load_client
 from client.overlap.composition import NOTHING, Bound, for_a_user_of_both, span_of, stated
 from client.overlap.exchange import Counted, Overlap
 from client.partner import PartnerConfig, load_partner
@@ -39,16 +39,26 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     _require_options(arguments)
     client = load_client(arguments.config) if "superlink" in read_toml(arguments.config) else None
-    config = load_partner(Path(client.worker) if client else arguments.config)
+    config = None
+    if client is None or client.start_worker or not client.worker_socket:
+        config = load_partner(Path(client.worker) if client else arguments.config)
     if arguments.overlap is not None:
+        if config is None:
+            raise UsageError("check --overlap: give the partner's worker.toml; client.toml names no data")
         return _overlap(config, arguments)
-    findings = [*(connection(client, config) if client else ()), *preflight(config)]
+    findings = [*(connection(client, config) if client else ()), *(preflight(config) if config else ())]
     return {
-        "partner": config.name,
+        "partner": config.name if config else client.name if client else "",
         "ok": all(finding.ok for finding in findings),
         "checks": [asdict(finding) for finding in findings],
-        "not_checked": NOT_CHECKED if client else f"{NOT_CHECKED}, certificates, network (give client.toml)",
+        "not_checked": ", ".join([NOT_CHECKED, *_left_out(client, config)]),
     }
+
+
+def _left_out(client: ClientConfig | None, config: PartnerConfig | None) -> list[str]:
+    if client is None:
+        return ["certificates", "network (give client.toml)"]
+    return [] if config else ["clicks, keys, budget (give worker.toml, where the worker runs)"]
 
 
 def exit_code(result: dict[str, Any]) -> int:

@@ -1,5 +1,7 @@
 """`hushclick client CLIENT.toml`: one partner's two processes, the worker and Flower's SuperNode, kept running.
 
+With `start_worker = false` the worker is somebody else's to start, another container's say, and is waited for.
+
 The worker holds data, keys and ledger. The SuperNode, and the shims that it starts for every message, hold nothing.
 They run as another user where `shim_user` is set and this command is started as root: only then is the boundary between
 what Flower runs and the partner's data one that the system keeps. It says so plainly where it is not there.
@@ -21,9 +23,10 @@ from typing import Any
 from client.boundary import boundary
 from client.deployment import ClientConfig, load_client
 from client.partner import PartnerConfig, load_partner
-from client.rpc.asking import is_serving
+from client.rpc.asking import is_serving, user_number, why_not_serving
 from common.addresses import UNIX
 from common.errors import BudgetExhausted, ConfigError, HushclickError
+from common.logrotation import LogRotation
 from common.programs import END_SECONDS, end, free_port, program, start
 from common.runfolder import make_private
 from common.signals import stop_on_signals
@@ -43,36 +46,70 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     os.umask(0o077)
     client = load_client(arguments.config)
+    partner = partner_of(client)
+    address = client.worker_socket or (partner.worker.listen if partner else "")
+    stop = stop_on_signals()
+    _say(_boundary_of(client, partner))
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hushclick-")))
+        scratch.chmod(0o755)
+        worker, log = None, None
+        if client.start_worker and partner:
+            worker, log = _start_worker(client, partner, scratch, stop, stack), Path(partner.state) / "supernode.log"
+        else:
+            wait_for_worker(address, client.worker_owner, stop)
+        node = Kept("supernode", *_node(client, address, scratch), log, client.shim_user)
+        stack.callback(node.stop)
+        logs = LogRotation(
+            [one.log for one in (worker, node) if one and one.log], partner.retention.log_days if partner else 30
+        )
+        while not stop.wait(_LOOK_SECONDS):
+            if count := logs.tend():
+                _say(f"{count} logs older than retention.log_days deleted")
+            node.keep()
+            if worker and worker.ended_with == BudgetExhausted.exit_code:
+                raise BudgetExhausted(f"{client.name}: the privacy budget holds no further round; the partner has left")
+            if worker:
+                worker.keep()
+    return {"partner": client.name, "restarts": {one.name: one.restarts for one in (worker, node) if one}}
+
+
+def partner_of(client: ClientConfig) -> PartnerConfig | None:
+    """Returns the partner's own configuration, or None where `client.toml` says where a worker runs already.
+
+    Raises:
+        ConfigError: where it cannot be read, or is of another partner.
+    """
+    if not client.start_worker and client.worker_socket:
+        return None  # another container's file, which this one need not be able to read
     partner = load_partner(Path(client.worker))
     if partner.name != client.name:
         raise ConfigError(f"name = {client.name!r}: {client.worker} is of {partner.name!r}; one kit has one name")
-    stop = stop_on_signals()
-    there, says = boundary(client)
-    if there and partner.worker.listen.startswith(UNIX) and not partner.worker.group:
+    return partner
+
+
+def _boundary_of(client: ClientConfig, partner: PartnerConfig | None) -> str:
+    there, says = boundary(client, partner)
+    starts = client.start_worker and partner is not None
+    if there and starts and partner and partner.worker.listen.startswith(UNIX) and not partner.worker.group:
         raise ConfigError(
             f"worker.group is unset in {client.worker}: {client.shim_user} could not reach the worker's socket; name a"
             f" group that is {client.shim_user}'s own"
         )
-    _say(says)
+    return says
+
+
+def _start_worker(
+    client: ClientConfig, partner: PartnerConfig, scratch: Path, stop: threading.Event, stack: ExitStack
+) -> "Kept":
     state = Path(partner.state)
     make_private(state)
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hushclick-")))
-        scratch.chmod(0o755)
-        worker = Kept(
-            "worker", [program("hushclick"), "worker", client.worker], scratch / "worker", state / "worker.log"
-        )
-        stack.callback(worker.stop, partner.worker.grace_seconds + END_SECONDS)
-        worker.keep()
-        wait_until_ready(partner, worker, stop)
-        node = Kept("supernode", *_node(client, partner, scratch), state / "supernode.log", client.shim_user)
-        stack.callback(node.stop)
-        while not stop.wait(_LOOK_SECONDS):
-            node.keep()
-            if worker.ended_with == BudgetExhausted.exit_code:
-                raise BudgetExhausted(f"{client.name}: the privacy budget holds no further round; the partner has left")
-            worker.keep()
-    return {"partner": client.name, "restarts": {"worker": worker.restarts, "supernode": node.restarts}}
+    words = [program("hushclick"), "worker", client.worker]
+    worker = Kept("worker", words, scratch / "worker", state / "worker.log")
+    stack.callback(worker.stop, partner.worker.grace_seconds + END_SECONDS)
+    worker.keep()
+    wait_until_ready(partner, worker, stop)
+    return worker
 
 
 def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
@@ -98,7 +135,20 @@ def wait_until_ready(partner: PartnerConfig, worker: "Kept", stop: threading.Eve
         raise HushclickError(f"{partner.name}: the worker was not ready within {_READY_SECONDS:g} s; see {worker.log}")
 
 
-def _node(client: ClientConfig, partner: PartnerConfig, scratch: Path) -> tuple[list[str], Path]:
+def wait_for_worker(address: str, owner: str, stop: threading.Event) -> None:
+    """Waits, for as long as it takes, until a worker that somebody else starts answers; says once what it waits for."""
+    said = ""
+    while not stop.is_set():
+        why = why_not_serving(address, owner)
+        if not why:
+            return
+        if why != said:
+            _say(f"waiting for the worker at {address}: {why}")
+            said = why
+        stop.wait(_LOOK_SECONDS)
+
+
+def _node(client: ClientConfig, address: str, scratch: Path) -> tuple[list[str], Path]:
     """Returns the SuperNode's words and its home, which holds all that its user may read."""
     home = scratch / "supernode"
     home.mkdir(mode=0o700)
@@ -110,7 +160,7 @@ def _node(client: ClientConfig, partner: PartnerConfig, scratch: Path) -> tuple[
         who = pwd.getpwnam(client.shim_user)
         for path in (home, key, ca):
             os.chown(path, who.pw_uid, who.pw_gid)
-    node = f'worker="{partner.worker.listen}" worker-owner="{os.getuid()}"'
+    node = f'worker="{address}" worker-owner="{user_number(client.worker_owner)}"'
     words = [
         *(program("flower-supernode"), "--root-certificates", str(ca), "--superlink", client.superlink),
         *("--auth-supernode-private-key", str(key), "--port", str(free_port()), "--node-config", node),
@@ -122,12 +172,13 @@ class Kept:
     """A process that is started again when it ends, after pauses that grow.
 
     Attributes:
-        log: where its output goes.
+        name: that it is called by.
+        log: where its output goes; None = where this process's own goes.
         restarts: how often it was started again.
     """
 
-    def __init__(self, name: str, words: list[str], home: Path, log: Path, user: str = "") -> None:
-        self._name, self._words, self._home, self.log = name, words, home, log
+    def __init__(self, name: str, words: list[str], home: Path, log: Path | None, user: str = "") -> None:
+        self.name, self._words, self._home, self.log = name, words, home, log
         self._user = user if os.getuid() == 0 else ""
         self._process: subprocess.Popen[bytes] | None = None
         self._started = self._again = 0.0
@@ -149,7 +200,8 @@ class Kept:
         elif not self._again:
             self._failures = 0 if now - self._started > _STEADY_SECONDS else self._failures + 1
             pause = _PAUSES_SECONDS[min(self._failures, len(_PAUSES_SECONDS) - 1)]
-            _say(f"{self._name} ended with {self.ended_with}; it starts again in {pause:g} s ({self.log} says why)")
+            where = self.log or "its output"
+            _say(f"{self.name} ended with {self.ended_with}; it starts again in {pause:g} s ({where} says why)")
             self._again = now + pause
         elif now >= self._again:
             end(self._process, self._home)  # whatever it left behind

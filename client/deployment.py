@@ -1,13 +1,15 @@
-"""A partner's `client.toml`: where the server is, how to know it, and where this partner's own worker is described."""
+"""A partner's `client.toml`: where the server is, how to know it, and where this partner's own worker is."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from common.addresses import join_address, split_address
+from common.addresses import UNIX, join_address, require_local, split_address
 from common.config import STRICT
+from common.errors import ConfigError
 from common.kit import load_kit_file
 
 _PATHS = ("ca", "node_key", "worker", "signing_key")
@@ -24,8 +26,18 @@ class ClientConfig:
     worker: str = "worker.toml"
     signing_key: str = "signing.pub"  # what the final model is signed with
     shim_user: str = ""  # another user, for all that Flower runs; needs a start as root
+    start_worker: bool = True  # false = a worker that runs already: another container's, another service's
+    worker_socket: str = ""  # where such a worker listens; unset = worker.toml says it
+    worker_owner: str = ""  # name or number of the user that such a worker is; unset = the user of this command
 
     def __post_init__(self) -> None:
+        if self.start_worker and (self.worker_socket or self.worker_owner):
+            raise ConfigError(
+                "worker_socket and worker_owner are of a worker that runs already: set start_worker = false, or take"
+                " them out"
+            )
+        if self.worker_socket:
+            require_local(self.worker_socket, "worker_socket")
         host, port = split_address(self.superlink, "superlink")
         object.__setattr__(self, "superlink", join_address(host, port))
 
@@ -46,4 +58,7 @@ def load_client(path: Path) -> ClientConfig:
     Raises:
         ConfigError: where it cannot be read, is of another kit version, or has a wrong key or value.
     """
-    return load_kit_file(ClientConfig, path, _PATHS)
+    client, socket = load_kit_file(ClientConfig, path, _PATHS), ""
+    if client.worker_socket.startswith(UNIX):
+        socket = UNIX + str((path.resolve().parent / client.worker_socket.removeprefix(UNIX)).resolve())
+    return replace(client, worker_socket=socket or client.worker_socket)

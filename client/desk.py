@@ -24,6 +24,7 @@ from common.message_types import (
     QUERY_CONFIRM,
     QUERY_JOIN,
     QUERY_MASK,
+    QUERY_MODEL,
     QUERY_REVEAL,
     QUERY_SHARE,
     QUERY_STATISTICS,
@@ -32,7 +33,7 @@ from common.message_types import (
     TRAIN_MASK,
     TRAIN_UPDATE,
 )
-from common.messages import AnchorTask, CatalogueTask, JoinTask, StatisticsTask, TrainTask
+from common.messages import AnchorTask, CatalogueTask, JoinTask, ModelTask, StatisticsTask, TrainTask
 from common.stage_messages import (
     AdvertiseTask,
     Ahead,
@@ -156,6 +157,11 @@ def _unmask(worker: Worker, body: RecordDict) -> RecordDict:
     return stage_record(worker.unmask(stage_of(UnmaskTask, body)))
 
 
+def _model(worker: Worker, body: RecordDict) -> RecordDict:
+    worker.receive(ModelTask.from_record(body))
+    return RecordDict()
+
+
 _HANDLERS: dict[str, Handler] = {
     QUERY_JOIN: _join,  # who this partner is
     QUERY_ANCHOR: _anchor,  # what the server last saw of this partner's ledger
@@ -169,4 +175,5 @@ _HANDLERS: dict[str, Handler] = {
     QUERY_MASK: _mask(StatisticsTask),  # stage 2, of exact item counts
     QUERY_CONFIRM: _confirm,  # stage 3
     QUERY_UNMASK: _unmask,  # stage 4
+    QUERY_MODEL: _model,  # the run's signed model
 }

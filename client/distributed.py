@@ -31,7 +31,7 @@ from client.training import (
     sample_units,
 )
 from common.contribution import NoisedStep
-from common.errors import ConfigError
+from common.errors import ConfigError, HushclickError
 from common.features import UserRows
 from common.model.click_model import ClickModel
 from common.privacy.events import Unit
@@ -70,7 +70,12 @@ class SharedStep:
 
 
 def noised_step(
-    model: ClickModel, start_D: Float, data: Callable[[], UserRows], step: SharedStep, randomness: Randomness
+    model: ClickModel,
+    start_D: Float,
+    data: Callable[[], UserRows],
+    step: SharedStep,
+    randomness: Randomness,
+    failed: Callable[[], None] = lambda: None,
 ) -> NoisedStep:
     """Returns one partner's clipped, gridded gradient sum with its part of the noise, int64 [D].
 
@@ -80,7 +85,7 @@ def noised_step(
         - The parts of `shares` partners have together at least the variance (noise_multiplier x grid)^2.
         - An empty sample is a step like any other.
         - A partner that cannot train sends its part of the noise, on zero: the others rely on it, and whether data can
-          be read or trained on must not show.
+          be read or trained on must not show. Its own log says so, and `failed` is called.
 
     Raises:
         ConfigError: for a grid so coarse that rounding alone could exceed the clip.
@@ -91,12 +96,28 @@ def noised_step(
     try:
         rows = data()
         sum_D = gridded_sum(model, rows, sample_units(rows, step, randomness.sampling), bound, step)
-    except Exception:
-        log.exception("this partner cannot train; it sends its part of the noise alone, mend it before the next round")
+    except Exception as error:  # a refusal, instead, would show that something is wrong with the data
+        _say_why(error)
+        failed()
         sum_D = np.zeros(len(start_D), np.int64)
     finally:
         hooks.cleanup()
     return NoisedStep(sum_D + skellam(len(sum_D), step.part_deviation, randomness.noise), step.declared_units)
+
+
+def _say_why(error: Exception) -> None:
+    """Puts down what stops this partner: its own data, disk or memory, or an error of this program's."""
+    if isinstance(error, HushclickError):  # whose text holds no data
+        log.error("this partner cannot train; it sends its part of the noise alone, until it is mended: %s", error)
+    elif isinstance(error, OSError | MemoryError):
+        log.error("this partner cannot train; it sends its part of the noise alone: %s", type(error).__name__)
+    else:
+        log.critical(
+            "AN ERROR OF THIS PROGRAM, not of the data: %s; this partner sends its part of the noise alone, round after"
+            " round, until it is mended; report it with the place that stands here",
+            type(error).__name__,
+            exc_info=error,
+        )
 
 
 def rounding_bound(length: int, clip: float, grid: int) -> float:

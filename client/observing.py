@@ -6,8 +6,10 @@ All three are the partner's own: nothing of them reaches the server.
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
@@ -22,6 +24,7 @@ log = logging.getLogger("hushclick.partner")
 Answerer = Callable[[str, RecordDict], RecordDict | Refused]
 
 _MOST_NAME = 64  # characters of a run's id: a peer must not fill the disk with its names
+_MOST_FRAMES = 6  # of an exception, the innermost
 _SECONDS = (0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 
 
@@ -29,7 +32,7 @@ class JsonLines(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, text, and the `facts` of a record that has some."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns a record as one line; of an exception its type and place alone, since its text may hold data."""
+        """Returns a record as one line; of an exception its type and places alone, since its text may hold data."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -38,6 +41,8 @@ class JsonLines(logging.Formatter):
         } | getattr(record, "facts", {})
         if record.exc_info and record.exc_info[0]:
             line["exception"] = record.exc_info[0].__name__
+            frames = traceback.extract_tb(record.exc_info[2])[-_MOST_FRAMES:]
+            line["places"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
         return json.dumps(line)
 
 
@@ -59,6 +64,12 @@ class Metrics:
         self.budget = Gauge(
             "hushclick_epsilon_budget", "The policy's epsilon; 0 without privacy", registry=self.registry
         )
+        self.noise_alone = Gauge(
+            "hushclick_noise_alone",
+            "Steps since the start in which this partner could not train",
+            registry=self.registry,
+        )
+        self.deleted = Counter("hushclick_deleted", "What retention deleted, by kind", ["kind"], registry=self.registry)
         self.last = Gauge("hushclick_last_message_time", "Unix time of the last message", registry=self.registry)
 
     def serve(self, port: int) -> None:

@@ -4,6 +4,7 @@ What must never happen twice is written down before anything leaves: which (run,
 which round of a run was unmasked. The round's secrets lie in a `RoundStore` and are erased with the round.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,6 +44,8 @@ from common.secagg.wire import (
 
 # Every attempt shows the server a new graph of neighbours, or new groups; it may not try for long (docs/SECAGG.md).
 MOST_ATTEMPTS = 16
+
+REGISTER_VERSION = 1  # a register that says none is of version 1
 
 _AFTER = {Advertised: "ADVERTISE", Shared: "SHARE", Masked: "MASK"}
 S = TypeVar("S", Advertised, Shared, Masked)
@@ -152,6 +155,10 @@ class Participant:
             self._store.erase(name)
         return revealed
 
+    def expire(self, before: float) -> int:
+        """Forgets secrets that were kept before a Unix time: a run that died ends no round; returns how many."""
+        return self._store.expire(before)
+
     def _keep(self, state: State) -> None:
         self._store.put(state.session.hex(), dump_state(state))
 
@@ -210,6 +217,7 @@ class _Register:
         self._path = folder / f"rounds-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.json"
         try:
             found = json.loads(self._path.read_bytes())
+            _require_version(found.get("version", REGISTER_VERSION), self._path)
             self._final, self._closed = int(found["final"]), int(found["closed"])
             self._begun = {int(key): _Begun(*value) for key, value in found["begun"].items()}
         except FileNotFoundError:
@@ -271,11 +279,29 @@ class _Register:
 
     def _write(self) -> None:
         facts = {
+            "version": REGISTER_VERSION,
             "final": self._final,
             "closed": self._closed,
             "begun": {number: astuple(begun) for number, begun in self._begun.items()},
         }
         write_atomically(self._path, json.dumps(facts).encode())
+
+
+def final_rounds(folder: Path) -> dict[str, int]:
+    """Returns hash of a run's id -> its last round that was unmasked, of every register that can be read."""
+    found: dict[str, int] = {}
+    for path in folder.glob("rounds-*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found[path.stem.removeprefix("rounds-")] = int(json.loads(path.read_bytes())["final"])
+    return found
+
+
+def _require_version(version: object, path: Path) -> None:
+    if version != REGISTER_VERSION:
+        raise LedgerError(
+            f"{path.name}: version {version!r:.20}, and this release reads {REGISTER_VERSION}; go on with the release"
+            " that wrote it, or a later one"
+        )
 
 
 @dataclass(frozen=True)

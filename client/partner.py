@@ -12,10 +12,11 @@ import tomli_w
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from common.addresses import UNIX, split_address
+from common.addresses import UNIX, require_local
 from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
 from common.errors import ConfigError
 from common.kit import take_version
+from common.lineage import MOST_MODEL_BYTES
 from common.noise_shares import shares_of
 from common.secagg.parameters import Policy
 
@@ -69,11 +70,16 @@ class PartnerWorker:
     linger_seconds: Annotated[float, Field(ge=0)] = 600.0  # of silence, before a worker without budget ends
 
     def __post_init__(self) -> None:
-        if self.listen.startswith(UNIX) and len(self.listen) > len(UNIX):
-            return
-        host, _ = split_address(self.listen, "worker.listen")
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            raise ConfigError(f'worker.listen = "{self.listen}": a worker listens on this machine only: unix:PATH')
+        require_local(self.listen, "worker.listen")
+
+
+@dataclass(frozen=True, config=STRICT)
+class PartnerRetention:
+    """How long this partner keeps what it need not keep for ever; what is deleted is counted in its audit log."""
+
+    log_days: Annotated[int, Field(ge=1, le=3660)] = 30  # state/worker.log and state/supernode.log, by day
+    secrets_hours: Annotated[float, Field(ge=1, le=8760)] = 24.0  # a round's secrets and contribution, if it never ends
+    delivered_models: Annotated[int, Field(ge=1, le=10_000)] = 5  # the newest so many
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -88,11 +94,14 @@ class PartnerConfig:
     declared_users: Positive  # published; the divisor of steps and the partner's weight, never read off the data
     identity: str = ""  # this partner's signing key (PEM); needed where aggregation.method = "secure"
     roster: str = ""  # all partners' names and public keys, agreed among partners; the server does not vouch for it
+    signing_key: str = ""  # public half (PEM) of the key that the final model must be signed with; unset = takes none
+    most_model_bytes: Annotated[int, Field(ge=2**10, le=2**36)] = MOST_MODEL_BYTES  # of a model that it takes
     model: ModelConfig = field(default_factory=ModelConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     aggregation: PartnerAggregation = field(default_factory=PartnerAggregation)
     overlap: PartnerOverlap = field(default_factory=PartnerOverlap)
     worker: PartnerWorker = field(default_factory=PartnerWorker)
+    retention: PartnerRetention = field(default_factory=PartnerRetention)
 
     @property
     def noise_shares(self) -> int:
@@ -123,7 +132,7 @@ def load_partner(path: Path) -> PartnerConfig:
     table = read_toml(path)
     take_version(table, path, needed=False)  # a simulation's partners have no kit
     overlap = table.get("overlap")
-    _anchor(table, ("clicks", "card", "ledger", "state", "identity", "roster"), path.parent)
+    _anchor(table, ("clicks", "card", "ledger", "state", "identity", "roster", "signing_key"), path.parent)
     _anchor(overlap if isinstance(overlap, dict) else {}, ("identifiers", "secret"), path.parent)
     _anchor_socket(table, path.parent)
     return parse_table(PartnerConfig, table)

@@ -14,9 +14,11 @@ from client.boundary import boundary
 from client.budget import Budget
 from client.certificate_check import check_certificates
 from client.deployment import ClientConfig
+from client.erasure import Erased
 from client.overlap.identifiers import load_secret
 from client.participant import own_membership
 from client.partner import PartnerConfig
+from client.rpc.asking import why_not_serving
 from common.card import load_card
 from common.clicks import read_clicks
 from common.errors import ConfigError, HushclickError
@@ -37,12 +39,28 @@ class Finding:
     says: str
 
 
-def connection(client: ClientConfig, config: PartnerConfig) -> list[Finding]:
-    """Returns a finding per part of what connects a partner with the server, which is asked for its certificate."""
-    found = [_named(*check_certificate) for check_certificate in check_certificates(client)]
-    same = client.name == config.name
-    other = f"client.toml is of {client.name!r}, worker.toml of {config.name!r}: one kit, one name"
-    return [Finding("name", same, client.name if same else other), *found, Finding("boundary", *boundary(client))]
+def connection(client: ClientConfig, config: PartnerConfig | None) -> list[Finding]:
+    """Returns a finding per part of what connects a partner with the server, which is asked for its certificate.
+
+    `config` is None where the worker's own file is not this command's to read.
+    """
+    findings = [_named(*check_certificate) for check_certificate in check_certificates(client)]
+    if config:
+        same = client.name == config.name
+        other = f"client.toml is of {client.name!r}, worker.toml of {config.name!r}: one kit, one name"
+        findings.insert(0, Finding("name", same, client.name if same else other))
+    if not client.start_worker:
+        address = client.worker_socket or (config.worker.listen if config else "")
+        why = why_not_serving(address, client.worker_owner)
+        findings.append(Finding("worker", not why, why or f"answers at {address}"))
+    return [*findings, _boundary(client, config)]
+
+
+def _boundary(client: ClientConfig, config: PartnerConfig | None) -> Finding:
+    try:
+        return Finding("boundary", *boundary(client, config))
+    except HushclickError as error:
+        return Finding("boundary", False, str(error))
 
 
 def _named(ok: bool, text: str) -> Finding:
@@ -64,8 +82,12 @@ def _finding(what: str, look: Callable[[PartnerConfig], str], config: PartnerCon
 
 def _clicks(config: PartnerConfig) -> str:
     card = load_card(Path(config.card))
-    report = read_clicks(Path(config.clicks), card, allow_one_class=True).report
-    privacy = config.privacy
+    clicks, privacy, erased = read_clicks(Path(config.clicks), card, allow_one_class=True), config.privacy, ""
+    report, listed = clicks.report, Erased(Path(config.state))
+    if len(listed):
+        left = int(listed.without(clicks.rows)["user"].nunique())
+        erased = f"; {len(listed)} erased, {left} users left"
+        erased += ", fewer than declared: agree on a new roster" if left < config.declared_users else ""
     if privacy.mode != "none" and privacy.delta * report.users >= 1:
         raise ConfigError(
             f"privacy.delta = {privacy.delta:g} and {report.users} users: a delta of 1 / users allows one of them to"
@@ -74,7 +96,7 @@ def _clicks(config: PartnerConfig) -> str:
     dropped = "".join(f"; {reason}: {count} dropped" for reason, count in report.dropped.items())
     return (
         f"{report.rows_kept} rows of {report.users} users, clicked {report.click_rate:.1%};"
-        f" declared_users = {config.declared_users}{dropped}"
+        f" declared_users = {config.declared_users}{dropped}{erased}"
     )
 
 

@@ -4,6 +4,7 @@ Never with Flower: what Flower keeps, whoever ships code through Flower can read
 """
 
 import os
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from common.errors import ProtocolError
+from common.expiry import delete_older
 from common.runfolder import write_atomically
 from common.secagg.keys import derive
 
@@ -30,20 +32,31 @@ class RoundStore(Protocol):
     def erase(self, name: str) -> None:
         """Forgets a blob."""
 
+    def expire(self, before: float) -> int:
+        """Forgets what was kept before a Unix time; returns how many blobs that were."""
+
 
 class MemoryRoundStore:
     """Secrets die with the process; what a restarted worker cannot finish, it refuses."""
 
     def __init__(self) -> None:
-        self._blobs: dict[str, bytes] = {}
+        self._blobs: dict[str, tuple[float, bytes]] = {}
 
     def put(self, name: str, blob: bytes) -> None:
         """Keeps a blob."""
-        self._blobs[name] = blob
+        self._blobs[name] = time.time(), blob
 
     def get(self, name: str) -> bytes | None:
         """Returns a blob."""
-        return self._blobs.get(name)
+        found = self._blobs.get(name)
+        return None if found is None else found[1]
+
+    def expire(self, before: float) -> int:
+        """Forgets old blobs."""
+        old = [name for name, (kept, _) in list(self._blobs.items()) if kept < before]
+        for name in old:
+            self.erase(name)
+        return len(old)
 
     def erase(self, name: str) -> None:
         """Forgets a blob."""
@@ -80,3 +93,7 @@ class SealedRoundStore:
     def erase(self, name: str) -> None:
         """Forgets a blob."""
         (self._folder / name).unlink(missing_ok=True)
+
+    def expire(self, before: float) -> int:
+        """Forgets old blobs, and what a kill in the middle of a write left of them."""
+        return delete_older(self._folder, ("*",), before)

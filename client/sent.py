@@ -1,5 +1,8 @@
 """The last contribution of each run that left, on the partner's disk: a retry never draws fresh noise.
 
+Once the round is over, or a user of it asked to be erased, the numbers go and a mark stays: that round of that run was
+answered, and is not answered again.
+
 Legend: D parameters.
 """
 
@@ -7,6 +10,7 @@ import fcntl
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +23,40 @@ from common.errors import LedgerError, ProtocolError
 from common.messages import TrainTask
 from common.runfolder import write_atomically
 
+SENT_VERSION = 2  # version 1 had no mark of what is gone, and did not say its version; it is read
+_NAMES = "sent-*.safetensors"
+
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Holds a partner's state folder against other processes: a round is trained, and answered, once."""
+def exclusive(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a partner's state folder against other processes: a round is trained, and answered, once.
+
+    Raises:
+        BlockingIOError: where it is held and `wait` is false.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a file says: the round that was sent last, and what was sent, None where that is gone."""
+
+    run_id: str
+    round: int
+    task: str
+    delta_D: NDArray[Any] | None
+
+
 class SentFile:
-    """The last contribution of one run that left: a retry sends the same bytes and never draws fresh noise."""
+    """The last contribution of one run that left: a retry sends the same bytes and never draws fresh noise.
+
+    Args:
+        folder: the partner's state folder.
+        run_id: of the run.
+    """
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self._run_id = run_id
@@ -39,40 +65,96 @@ class SentFile:
     def reuse(self, task: TrainTask, shared: bytes) -> NDArray[Any] | None:
         """Returns what was sent for this very task, None for a new one; raises `ProtocolError` for a replay."""
         found = self._read()
-        if found is None:
+        if found is None or found.run_id != self._run_id or found.round < task.round:
             return None
-        last_round, same_run, answered, delta_D = found
-        if not same_run or last_round < task.round:
-            return None
+        last_round, answered = found.round, found.task
         if last_round > task.round:
             raise ProtocolError(f"round {task.round} after round {last_round}: a round is answered once")
         if answered != _task_hash(task, shared):
             raise ProtocolError(f"round {task.round} was answered for another model; it is not answered again")
-        return delta_D
+        if found.delta_D is None:
+            raise ProtocolError(_gone(task.round))
+        return found.delta_D
+
+    def require_kept(self, round_number: int) -> None:
+        """Raises `ProtocolError` where this round was answered, and what was sent is gone by now."""
+        found = self._read()
+        if found is not None and found.round == round_number and found.delta_D is None:
+            raise ProtocolError(_gone(round_number))
 
     @property
     def last_round(self) -> int:
         """The round of what was sent last; 0 = nothing yet."""
         found = self._read()
-        return found[0] if found else 0
+        return found.round if found else 0
 
-    def _read(self) -> tuple[int, bool, str, NDArray[Any]] | None:
-        """Returns round, whether it is this run, task hash and update of what was sent last."""
-        if not self.path.exists():
-            return None
-        try:
-            with safe_open(str(self.path), framework="numpy") as file:
-                facts, delta_D = file.metadata(), file.get_tensor("delta")
-            return int(facts["round"]), facts["run_id"] == self._run_id, facts["task"], np.asarray(delta_D)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            raise LedgerError(
-                f"{self.path.name}: damaged; what was sent last is unknown, so nothing more is sent"
-            ) from None
+    def _read(self) -> _Found | None:
+        return _read(self.path)
 
     def keep(self, task: TrainTask, shared: bytes, delta_D: NDArray[Any]) -> None:
         """Persists a contribution before it leaves."""
-        facts = {"run_id": task.run_id, "round": str(task.round), "task": _task_hash(task, shared)}
-        write_atomically(self.path, save({"delta": delta_D}, facts))
+        _write(self.path, _Found(task.run_id, task.round, _task_hash(task, shared), delta_D))
+
+
+def sent_files(folder: Path) -> list[Path]:
+    """Returns the files of all runs in a state folder."""
+    return sorted(folder.glob(_NAMES))
+
+
+def round_of(path: Path) -> int | None:
+    """Returns the round whose contribution a file of `sent_files` still holds, None where that is gone.
+
+    Raises:
+        LedgerError: where the file is damaged.
+    """
+    found = _read(path)
+    return None if found is None or found.delta_D is None else found.round
+
+
+def forget(path: Path) -> bool:
+    """Takes a contribution out of a file of `sent_files`, and leaves the mark; returns whether there was one.
+
+    Raises:
+        LedgerError: where the file is damaged.
+    """
+    found = _read(path)
+    if found is None or found.delta_D is None:
+        return False
+    _write(path, _Found(found.run_id, found.round, found.task, None))
+    return True
+
+
+def _gone(round_number: int) -> str:
+    return f"round {round_number} was answered, and what was sent is deleted by now; it is not answered again"
+
+
+def _read(path: Path) -> _Found | None:
+    if not path.exists():
+        return None
+    version = "1"
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            facts = file.metadata()
+            version = facts.get("version", "1")
+            if version not in ("1", str(SENT_VERSION)):
+                raise ValueError
+            delta_D = file.get_tensor("delta")
+        gone = facts.get("gone") == "1"
+        return _Found(facts["run_id"], int(facts["round"]), facts["task"], None if gone else np.asarray(delta_D))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        if version not in ("1", str(SENT_VERSION)):
+            raise LedgerError(
+                f"{path.name}: version {version!r:.20}, and this release reads versions 1 to {SENT_VERSION}; go on"
+                " with the release that wrote it, or a later one"
+            ) from None
+        raise LedgerError(f"{path.name}: damaged; what was sent last is unknown, so nothing more is sent") from None
+
+
+def _write(path: Path, found: _Found) -> None:
+    facts = {"version": str(SENT_VERSION), "run_id": found.run_id, "round": str(found.round), "task": found.task}
+    if found.delta_D is None:
+        facts["gone"] = "1"
+    write_atomically(path, save({"delta": np.zeros(0) if found.delta_D is None else found.delta_D}, facts))
 
 
 def _task_hash(task: TrainTask, shared: bytes) -> str:

@@ -6,7 +6,6 @@ socket. Whatever it is asked, it answers from its own configuration: noise, samp
 Legend: D parameters, T distinct texts, E text width.
 """
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -24,20 +22,22 @@ from client.budget import Budget
 from client.distributed import SharedStep, noised_step
 from client.participant import Participant, participant_of
 from client.partner import PartnerConfig
+from client.received import Received
 from client.release import training_event
+from client.retention import Deleted, tidy
 from client.sent import SentFile, exclusive
 from client.training import DpStep, Randomness, require_in_bounds, train_privately
-from common.card import DataCard, load_card
-from common.clicks import read_clicks
-from common.config import ModelConfig
+from client.userdata import UserData
+from common.config import ModelConfig, fingerprint
 from common.contribution import LocalDelta
 from common.errors import BudgetExhausted, ProtocolError
-from common.features import UserRows, count_items, featurise
+from common.features import count_items
 from common.messages import (
     AnchorTask,
     CatalogueTask,
     JoinReply,
     JoinTask,
+    ModelTask,
     StatisticsReply,
     StatisticsTask,
     TrainReply,
@@ -46,13 +46,11 @@ from common.messages import (
     shared_hash,
 )
 from common.model.click_model import ClickModel, build_model
-from common.pretrained import Pretrained, locate
+from common.pretrained import locate
 from common.privacy.ledger import Ledger
-from common.runfolder import write_atomically
 from common.secagg.coding import Coding, encode, require_codable
 from common.secagg.graph import MOST_COMPLETE
 from common.secagg.wire import Advertisement, SessionId
-from common.sharedstates import shared_table
 from common.stage_messages import (
     Advertised,
     AdvertiseTask,
@@ -67,10 +65,7 @@ from common.stage_messages import (
     UnmaskTask,
     Upload,
 )
-from common.textstates import TextStates, default_cache_dir
 from common.vector import layout_fingerprint, write_vector
-
-_MOST_ROWS_PER_USER = 4096  # the latest
 
 # Weights are hashed once per process, not once per partner of a simulation.
 _locate = lru_cache(maxsize=8)(locate)
@@ -79,7 +74,7 @@ _locate = lru_cache(maxsize=8)(locate)
 _models = threading.local()
 
 
-class Worker:
+class Worker(UserData):
     """One partner's long-lived process, as an object.
 
     Formal guarantees:
@@ -90,14 +85,13 @@ class Worker:
     """
 
     def __init__(self, config: PartnerConfig) -> None:
-        self.config = config
         torch.set_num_threads(1)  # several clients share the cores, and sums are the same on every machine
-        self._pretrained: Pretrained = _locate(config.model.encoder, config.model.encoder_sha256)
-        ledger, head_file = Ledger(Path(config.ledger), config.name), HeadFile(Path(config.state))
-        self._budget = Budget(ledger, config.privacy, head_file)
-        self._card: DataCard = load_card(Path(config.card))
-        self._loaded: UserRows | None = None
-        self._loading, self._training = threading.Lock(), threading.Lock()
+        super().__init__(config, _locate(config.model.encoder, config.model.encoder_sha256))
+        self._ledger, head_file = Ledger(Path(config.ledger), config.name), HeadFile(Path(config.state))
+        self._budget = Budget(self._ledger, config.privacy, head_file)
+        self._received, self._joined = Received(config, self._pretrained), set[str]()
+        self._training = threading.Lock()
+        self.noise_alone = 0  # steps in which this partner could not train
         self._participant, self._roster_hash = participant_of(config)
 
     def ready(self) -> str:
@@ -110,12 +104,18 @@ class Worker:
         """Returns the epsilon (PLD) of the partner's ledger, at its own delta."""
         return self._budget.spent().epsilon
 
-    def join(self, _task: JoinTask) -> JoinReply:
+    def join(self, task: JoinTask) -> JoinReply:
         """Returns who this partner is, and the layout of the model that it would train."""
         anchor = self.ready()
-        fingerprint = layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
+        self._joined.add(task.run_id)
         return JoinReply(
-            self.config.name, self.config.declared_users, fingerprint, self._has_purchases, self._roster_hash, anchor
+            self.config.name,
+            self.config.declared_users,
+            self._layout(),
+            self._has_purchases,
+            self._roster_hash,
+            anchor,
+            fingerprint(self._card),
         )
 
     def anchor(self, task: AnchorTask) -> None:
@@ -134,9 +134,7 @@ class Worker:
             raise ProtocolError("this partner's model has no item rates")
         counts = {item: list(pair) for item, pair in zip(task.catalogue, task.counts_2I.T.tolist(), strict=True)}
         with self._alone():  # not between the check of a task and the features that it is answered with
-            write_atomically(self._catalogue_path, json.dumps(counts).encode())
-            with self._loading:
-                self._loaded = None
+            self._keep_counts(counts)
 
     def train(self, task: TrainTask) -> TrainReply:
         """Returns this partner's contribution to a round.
@@ -204,6 +202,34 @@ class Worker:
         with self._alone():
             return self._secure.unmask(task)
 
+    def tidy(self) -> Deleted:
+        """Deletes what `[retention]` says is over, and lets go of users who asked to be erased; returns what went.
+
+        Where an answer is under way nothing is deleted; the next call does.
+        """
+        self.drop_erased()
+        if not self._training.acquire(blocking=False):
+            return Deleted()
+        try:
+            with exclusive(Path(self.config.state), wait=False):
+                return tidy(self.config, self._participant)
+        except BlockingIOError:
+            return Deleted()
+        finally:
+            self._training.release()
+
+    def receive(self, task: ModelTask) -> None:
+        """Takes over the final model of a run that this partner took part in, once all of it holds.
+
+        Raises:
+            ProtocolError: naming what does not hold; nothing is written then.
+        """
+        with self._alone():
+            events = () if task.run_id in self._joined else self._ledger.events()
+            if task.run_id not in self._joined and all(event.run_id != task.run_id for event in events):
+                raise ProtocolError(f"a model of run {task.run_id!r:.40}: this partner took no part in it")
+            self._received.keep(task.run_id, self._layout(), task.files)
+
     @property
     def _secure(self) -> Participant:
         if self._participant is None:
@@ -216,6 +242,7 @@ class Worker:
 
     def _require_affordable(self, task: AdvertiseTask) -> None:
         session, sent = task.session, SentFile(Path(self.config.state), task.session.run_id)
+        sent.require_kept(session.round)
         if task.local_steps == 0 or sent.last_round == session.round:  # nothing to pay, or paid already
             return
         self._require_steps(task.local_steps)
@@ -257,7 +284,7 @@ class Worker:
 
     def _check(self, task: TrainTask) -> None:
         self._require_steps(task.plan.local_steps)
-        own = layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
+        own = self._layout()
         if task.fingerprint != own:
             raise ProtocolError(
                 f"model layout {task.fingerprint[:12]}, this partner has {own[:12]}: other weights or widths"
@@ -293,7 +320,13 @@ class Worker:
             declared_units=self.config.declared_users,
             unit=privacy.unit,
         )
-        return noised_step(self._model(), task.model_D, self._data, step, self._randomness(task.round)).sum_D
+        given = noised_step(
+            self._model(), task.model_D, self._data, step, self._randomness(task.round), self._count_noise_alone
+        )
+        return given.sum_D
+
+    def _count_noise_alone(self) -> None:
+        self.noise_alone += 1
 
     def _randomness(self, round_number: int) -> Randomness:
         return Randomness(self.config.privacy.fixed_seed, self.config.name, round_number)
@@ -308,48 +341,17 @@ class Worker:
         )
         return found_2I
 
-    def _rows(self) -> pd.DataFrame:
-        rows = read_clicks(Path(self.config.clicks), self._card, allow_one_class=True).rows
-        # Features of a user cost the square of its rows: one user must not be able to stall or kill a round.
-        return rows.groupby("user", sort=False).tail(_MOST_ROWS_PER_USER).reset_index(drop=True)
-
-    def _data(self) -> UserRows:
-        with self._loading:
-            if self._loaded is None:
-                self._loaded = self._load()
-            return self._loaded
-
-    def _load(self) -> UserRows:
-        model, rows = self.config.model, self._rows()
-        store = TextStates(self._pretrained, model.max_tokens, default_cache_dir(model.cache))
-        table = shared_table(self._pretrained.fingerprint, model.max_tokens, self._pretrained.width)
-        states_TE, text_N = table.rows_of(list(rows["text"]), store)
-        return featurise(rows, text_N, states_TE, model, item_counts=self._known_counts())
-
-    def _known_counts(self) -> dict[str, tuple[float, float]] | None:
-        """Returns the summed item counts that this partner was told, if its features use them."""
-        if self.config.model.item_rates != "exact" or not self._catalogue_path.exists():
-            return None
-        told = json.loads(self._catalogue_path.read_bytes())
-        return {item: (clicks, shown) for item, (clicks, shown) in told.items()}
-
     def _shared_hash(self) -> bytes:
         counts = self._known_counts()
         return shared_hash(
             b"" if counts is None else counts_hash(counts), self.config.privacy, self.config.noise_shares
         )
 
+    def _layout(self) -> str:
+        return layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
+
     def _model(self) -> ClickModel:
         return thread_model(self.config.model, self._pretrained.width, 2 if self._has_purchases else 1)
-
-    @property
-    def _has_purchases(self) -> bool:
-        """Whether the log has a purchase column: read off the data card, not off the data."""
-        return bool(self._card.columns.purchased)
-
-    @property
-    def _catalogue_path(self) -> Path:
-        return Path(self.config.state) / "item_counts.json"
 
 
 def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask, whole_numbers: bool) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from client.partner import PartnerConfig, load_partner
 from client.rpc.serving import WorkerServer
 from client.worker import Worker
 from common.auditlog import AuditLog
-from common.errors import BudgetExhausted
+from common.errors import BudgetExhausted, HushclickError
 from common.message_types import MESSAGE_TYPES, REFUSED
 from common.runfolder import make_private
 from common.signals import stop_on_signals
@@ -28,6 +29,7 @@ from common.signals import stop_on_signals
 log = logging.getLogger("hushclick.partner")
 
 _LOOK_SECONDS = 0.5
+_TIDY_SECONDS = 60.0
 
 
 def command(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -53,6 +55,8 @@ def serve(config: PartnerConfig, audit: AuditLog, stop: threading.Event) -> dict
     worker.ready()
     observer = Observer(lambda kind, content: reply(lambda: worker, kind, content), audit, metrics, MESSAGE_TYPES)
     server = WorkerServer(own.listen, observer, own.most_message_bytes, REFUSED, own.group)
+    keeper = Keeper(worker, audit, metrics)
+    keeper.look()
     if own.metrics_port:
         metrics.epsilon.set_function(worker.epsilon_spent)
         metrics.budget.set(config.privacy.epsilon if config.privacy.mode != "none" else 0.0)
@@ -60,15 +64,56 @@ def serve(config: PartnerConfig, audit: AuditLog, stop: threading.Event) -> dict
     server.start()
     audit.append("started", partner=config.name)
     log.info("%s answers on %s", config.name, own.listen, extra={"facts": {"event": "started"}})
-    exhausted = False
+    exhausted, for_ever = False, config.privacy.period_days is None  # with a period there is budget again one day
     while not stop.wait(_LOOK_SECONDS) and not exhausted:
-        exhausted = observer.exhausted and time.monotonic() - observer.last_message > own.linger_seconds
+        keeper.look()
+        silent = time.monotonic() - observer.last_message > own.linger_seconds
+        exhausted = for_ever and observer.exhausted and silent
     server.stop(own.grace_seconds)
     audit.append("stopped", exhausted=exhausted)
     log.info("stopped", extra={"facts": {"event": "stopped", "exhausted": exhausted}})
     if exhausted:
         raise BudgetExhausted(f"{config.name}: the privacy budget holds no further round; the worker has stopped")
     return {"partner": config.name, "answered": observer.answered, "refused": observer.refused}
+
+
+class Keeper:
+    """What a worker does between answers: it lets go of the erased, tidies up, and puts down what it did."""
+
+    def __init__(self, worker: Worker, audit: AuditLog, metrics: Metrics) -> None:
+        self._worker, self._audit, self._metrics = worker, audit, metrics
+        self._mark, self._noise_alone, self._next = worker.erased.mark(), 0, 0.0
+
+    def look(self) -> None:
+        """Looks after everything; called twice a second, it tidies once a minute."""
+        if (mark := self._worker.erased.mark()) != self._mark:
+            self._mark = mark
+            self._say_erased()
+        if (count := self._worker.noise_alone) != self._noise_alone:
+            self._audit.append("noise_alone", times=count - self._noise_alone)
+            self._noise_alone = count
+            self._metrics.noise_alone.set(count)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _TIDY_SECONDS
+            self._tidy()
+
+    def _say_erased(self) -> None:
+        self._worker.drop_erased()
+        try:
+            users = len(self._worker.erased)
+        except HushclickError as error:
+            log.error("%s", error)
+            return
+        self._audit.append("erased", users=users)
+        log.info("%d users are erased", users, extra={"facts": {"event": "erased"}})
+
+    def _tidy(self) -> None:
+        deleted = self._worker.tidy()
+        for kind, count in asdict(deleted).items():
+            self._metrics.deleted.labels(kind).inc(count)
+        if deleted:
+            self._audit.append("deleted", **asdict(deleted))
+            log.info("deleted", extra={"facts": {"event": "deleted", **asdict(deleted)}})
 
 
 def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:

@@ -49,3 +49,12 @@ def split_address(text: str, key: str) -> tuple[str, int]:
 def join_address(host: str, port: int) -> str:
     """Returns `host:port`, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def require_local(text: str, key: str) -> None:
+    """Refuses what is neither `unix:PATH` nor `HOST:PORT` on loopback with a `ConfigError` that names the key."""
+    if text.startswith(UNIX) and len(text) > len(UNIX):
+        return
+    host, _ = split_address(text, key)
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(f'{key} = "{text}": a worker listens on this machine only: unix:PATH')

@@ -1,8 +1,8 @@
 """`anchors.jsonl`: what the server keeps of the partners' ledgers, so that they notice a backup that was restored.
 
-One JSON object a line, one line for a join and one for a round: `run_id`, `round`, `time` (the server's, UTC) and
-`anchors`, partner -> anchor. An anchor is a blinded commitment to the head of a ledger: 64 hex digits that only the
-partner can tell anything from.
+One JSON object a line, one line for a join and one for a round: `version`, `run_id`, `round`, `time` (the server's,
+UTC) and `anchors`, partner -> anchor. A line without a version is of version 1. An anchor is a blinded commitment to
+the head of a ledger: 64 hex digits that only the partner can tell anything from.
 """
 
 import json
@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import LedgerError, ProtocolError
+from common.errors import LedgerError, ProtocolError, disk_says
 
+ANCHORS_VERSION = 1
 _ANCHOR = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,7 +53,9 @@ class AnchorFile:
         if not kept:
             return
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        line = json.dumps({"run_id": run_id, "round": round_number, "time": time, "anchors": kept})
+        line = json.dumps(
+            {"version": ANCHORS_VERSION, "run_id": run_id, "round": round_number, "time": time, "anchors": kept}
+        )
         try:
             with self._path.open("a+b") as file:
                 _cut_torn_line(file)
@@ -60,7 +63,7 @@ class AnchorFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise LedgerError(f"{self._path}: cannot be written: {error.strerror}") from None
+            raise LedgerError(f"{self._path}: cannot be written: {disk_says(error)}") from None
 
     def read(self) -> dict[str, list[Anchor]]:
         """Returns partner -> its anchors, oldest first; empty where there is no such file.
@@ -87,6 +90,11 @@ class AnchorFile:
     def _parse(self, number: int, line: bytes) -> list[tuple[str, Anchor]]:
         try:
             record: dict[str, Any] = json.loads(line)
+            if (version := record.get("version", 1)) != ANCHORS_VERSION:
+                raise LedgerError(
+                    f"{self._path} line {number}: version {version!r:.20}, and this release reads {ANCHORS_VERSION}; go"
+                    " on with the release that wrote it, or a later one"
+                )
             time = datetime.fromisoformat(record["time"]).astimezone(UTC)
             found = [(partner, Anchor(anchor, time)) for partner, anchor in record["anchors"].items()]
             for _, anchor in found:

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.errors import LedgerError
+from common.errors import LedgerError, disk_says
+from common.runfolder import sync_folder
 
 AUDIT_VERSION = 1
 GENESIS = hashlib.sha256(b"hushclick-audit-v1").hexdigest()
@@ -38,7 +39,10 @@ class AuditLog:
         self._path, self._lock = path, threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not path.exists()
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            if is_new:
+                sync_folder(path.parent)  # else a power cut could forget the file itself
         except OSError as error:
             raise LedgerError(f"{path.name} cannot be opened ({error.strerror})") from None
         try:
@@ -79,7 +83,7 @@ class AuditLog:
                 os.fsync(self._descriptor)
             except OSError as error:
                 os.ftruncate(self._descriptor, size)  # else the next record would continue half a line
-                raise LedgerError(f"{self._path.name} cannot be written ({error.strerror})") from None
+                raise LedgerError(f"{self._path.name} cannot be written ({disk_says(error)})") from None
             self._length, self._head = self._length + 1, digest
 
     def close(self) -> None:
@@ -125,7 +129,10 @@ def _verified(path: Path, whole: bytes) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             fits, record, digest = False, {}, ""
         if version != AUDIT_VERSION:
-            raise LedgerError(f"{path.name} line {number}: version {version!r:.20}, this release reads {AUDIT_VERSION}")
+            raise LedgerError(
+                f"{path.name} line {number}: version {version!r:.20}, and this release reads {AUDIT_VERSION}; go on"
+                " with the release that wrote it, or a later one"
+            )
         if not fits:
             raise LedgerError(
                 f"{path.name} line {number}: altered, removed or inserted; keep the file and find out why"

@@ -56,6 +56,8 @@ _TAKES = {
     "consortium": ("CONSORTIUM", "the consortium's own file (TOML)", "a consortium: a TOML file"),
     "keys": ("DIR", "folder with a partner's keys", "a folder with keys"),
     "key": ("FILE", "key or certificate", "a key or certificate file"),
+    "registry": ("REGISTRY", "folder of model versions", "a registry: a folder of model versions"),
+    "model": ("MODEL", "worker.toml of a partner, or folder of a signed model", "a worker.toml or a model folder"),
     "nothing": ("FILE", argparse.SUPPRESS, ""),  # --out says it all
 }
 
@@ -151,6 +153,18 @@ _CHECK_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("--file", {"type": Path, "metavar": "FILE", "help": "answer: the request; count: the response"}),
 )
 
+_ERASE_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    (
+        "--user",
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "ID",
+            "help": "as the click log spells it, or as overlap.identifiers does; - reads ids from standard input",
+        },
+    ),
+)
+
 _SWEEP_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("--epsilon", {"type": float, "nargs": "+", "metavar": "EPSILON", "help": "which (default: 1 3 8)"}),
     ("--seeds", {"type": _count, "metavar": "N", "help": "runs of each point, for an interval (default: 5)"}),
@@ -177,6 +191,36 @@ _SWEEP_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("--resume", {"action": "store_true", "help": "go on with the sweep in --out; cells that are done are kept"}),
 )
 
+_MODEL_KEY: tuple[str, Mapping[str, Any]] = (
+    "--key",
+    {"type": Path, "metavar": "FILE", "help": "public key (signing.pub) that the model must be signed with"},
+)
+_MODEL_VERSION: tuple[str, Mapping[str, Any]] = (
+    "--version",
+    {"dest": "number", "type": _count, "metavar": "N", "help": "which version"},
+)
+_MODEL_FOLDER: tuple[str, Mapping[str, Any]] = (
+    "--model",
+    {"type": Path, "metavar": "DIR", "help": "folder of a signed model"},
+)
+_MODELS_ACTIONS = tuple(
+    (action, Command(text, "common.models_command", "registry", options))
+    for action, text, options in (
+        ("add", "verify a signed model and keep it as the next version", (_MODEL_FOLDER, _MODEL_KEY)),
+        ("list", "every version, and which is in use", ()),
+        ("show", "lineage of a version: run, base, partners, privacy", (_MODEL_VERSION,)),
+        ("promote", "put a version in use", (_MODEL_VERSION,)),
+        ("verify", "check signatures and files, of a registry or of one model", (_MODEL_VERSION, _MODEL_KEY)),
+    )
+)
+_PREDICT_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    _MODEL_FOLDER,
+    _MODEL_KEY,
+    ("--clicks", {"type": Path, "metavar": "FILE", "help": "click log, CSV or Parquet (default: the partner's own)"}),
+    ("--card", {"type": Path, "metavar": "FILE", "help": "its data card (default: the partner's own)"}),
+    ("--format", {"choices": ("parquet", "csv"), "default": "parquet", "help": "of the scores in --out"}),
+)
+
 COMMANDS: dict[str, Command] = {
     "simulate": Command(
         "train over simulated partners on this machine, and write a report",
@@ -200,9 +244,15 @@ COMMANDS: dict[str, Command] = {
     "server": Command("run the coordinator of a deployment", "server.deploy"),
     "worker": Command("run a partner's worker", "client.worker_command"),
     "client": Command("run a partner's client", "client.deploy"),
+    "erase": Command(
+        "leave a partner's users who ask for it out of everything", "client.erase_command", options=_ERASE_OPTIONS
+    ),
     "report": Command("write a run folder's report.html again", "server.report_command", takes="run"),
     "data": Command("read the clicks of a configuration and say what is in them", "simulations.data_command"),
-    "predict": Command("score rows with a trained model"),
+    "models": Command("keep versions of trained models, and say which is in use", actions=_MODELS_ACTIONS),
+    "predict": Command(
+        "score rows with a trained model", "client.predict_command", takes="model", options=_PREDICT_OPTIONS
+    ),
     "rank": Command("rank ads for a user with a trained model"),
     "explain": Command("say why a model ranks an ad where it does"),
     "copy": Command("write ad copy"),

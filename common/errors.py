@@ -6,6 +6,7 @@ HushclickError                  exit code 1; its text is for the user and never 
 │   └── ConfigError             2  a TOML key, type or value that is wrong: names key, value and bound
 ├── DataError                   1  a click log that cannot be used: names the column or the count
 ├── PretrainedError             1  weights that are missing, of another hash, or not what they say
+├── ModelError                  1  a trained model that is unsigned, altered, or of another version or base
 ├── ProtocolError               1  a message that this role must not accept
 │   └── TooFewPartners          1  a round with fewer contributions than its minimum
 ├── CheckpointError             1  a run folder that cannot be resumed
@@ -17,6 +18,7 @@ HushclickError                  exit code 1; its text is for the user and never 
 Texts name the value, the bound and the mend, and never a user's data: they may cross a network.
 """
 
+import errno
 from typing import ClassVar
 
 
@@ -44,6 +46,10 @@ class PretrainedError(HushclickError):
     """Pretrained weights that are missing, altered, or would be silently random."""
 
 
+class ModelError(HushclickError):
+    """A trained model that must not be used: unsigned, altered, or of another version or base."""
+
+
 class ProtocolError(HushclickError):
     """A message whose shape, fingerprint, round or sender this role must not accept."""
 
@@ -68,3 +74,12 @@ class BudgetExhausted(HushclickError):
     """A reservation that would take the partner over the epsilon which it set itself."""
 
     exit_code = 3
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def disk_says(error: OSError) -> str:
+    """Returns what the system said of a file, with the mend where the disk is full."""
+    said = error.strerror or type(error).__name__
+    return f"{said}: the disk is full, make space there" if error.errno in _FULL else said

@@ -48,6 +48,6 @@ def load_kit_file(kind: type[T], path: Path, paths: Sequence[str]) -> T:
     folder, defaults = path.resolve().parent, {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
     for key in paths:
         value = table.get(key, defaults[key])
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             table[key] = str((folder / Path(value).expanduser()).resolve())
     return parse_table(kind, table)

@@ -12,6 +12,7 @@ QUERY_SHARE = "query.share"
 QUERY_MASK = "query.mask"
 QUERY_CONFIRM = "query.confirm"
 QUERY_UNMASK = "query.unmask"
+QUERY_MODEL = "query.model"
 
 MESSAGE_TYPES = (
     TRAIN_UPDATE,
@@ -26,6 +27,7 @@ MESSAGE_TYPES = (
     QUERY_MASK,
     QUERY_CONFIRM,
     QUERY_UNMASK,
+    QUERY_MODEL,
 )
 
 # Error codes of replies; Flower's own are below 100.

@@ -1,96 +1,48 @@
-"""One frozen dataclass per message, with `to_record` and `from_record`; the only file that spells record keys.
+"""One frozen dataclass per message, with `to_record` and `from_record`; `common.records` spells their keys.
 
 | message | type | who -> whom | what it holds |
 |---|---|---|---|
 | `JoinTask` | query.join | server -> client | run id |
-| `JoinReply` | | client -> server | partner name, users it declares, fingerprint it has, heads it can label, anchor |
+| `JoinReply` | | client -> server | name, declared users, fingerprint, heads it can label, anchor, card hash |
 | `AnchorTask` | query.anchor | server -> client | the last anchor of its ledger; answered by an empty record |
 | `StatisticsTask` | query.statistics | server -> client | item catalogue (only without privacy) |
 | `StatisticsReply` | | client -> server | clicks and impressions per item |
 | `CatalogueTask` | query.catalogue | server -> client | the summed item counts; answered by an empty record |
 | `TrainTask` | train.update | server -> client | run, round, attempt, training plan, global model |
 | `TrainReply` | | client -> server | one contribution, anchor |
+| `ModelTask` | query.model | server -> client | run id, the signed model's files; answered by an empty record |
 
 A record that does not decode is a `ProtocolError`: a peer's mistake, never a crash. Arrays travel as little-endian
 bytes with explicit dtype and shape.
 """
 
 import hashlib
-import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from common.anchors import require_anchor
 from common.config import PrivacyConfig
 from common.contribution import Contribution, LocalDelta, NoisedStep
 from common.errors import ProtocolError
+from common.lineage import MODEL_FILES
+from common.records import array_of, bytes_of, pack, peek, scalars_of
 from common.secagg.transcript import digest
 
-_FIELDS = "hushclick.fields"
-_ARRAYS = "hushclick.arrays"
-_RAW = "numpy.raw"  # how arrays are written: their bytes, without a header
+PROTOCOL_VERSION = 1  # of all messages; said at the join, before any other field is looked at
 
-
-def _pack(scalars: dict[str, Any], arrays: dict[str, NDArray[Any]] | None = None) -> RecordDict:
-    """Returns a record of scalar fields and named arrays."""
-    record = RecordDict({_FIELDS: ConfigRecord(scalars)})
-    if arrays:
-        record[_ARRAYS] = ArrayRecord(
-            {
-                name: Array(dtype=array.dtype.str, shape=tuple(array.shape), stype=_RAW, data=array.tobytes())
-                for name, array in arrays.items()
-            }
-        )
-    return record
-
-
-def _scalars(record: RecordDict, types: dict[str, type], with_array: bool = False) -> dict[str, Any]:
-    """Returns the scalar fields, all there and of exactly the declared types, of a record that holds nothing else."""
-    expected = {_FIELDS, _ARRAYS} if with_array else {_FIELDS}
-    found = record.config_records.get(_FIELDS)
-    if set(record) != expected or found is None:
-        raise ProtocolError(f"a message with the records {sorted(record)}, expected {sorted(expected)}")
-    values: dict[str, Any] = dict(found)
-    if set(values) != set(types):
-        raise ProtocolError(f"a message with the fields {sorted(values)}, expected {sorted(types)}")
-    for name, kind in types.items():
-        if type(values[name]) is not kind:
-            raise ProtocolError(f"field {name}: {type(values[name]).__name__}, expected {kind.__name__}")
-        if kind is list and not all(type(item) is str for item in values[name]):
-            raise ProtocolError(f"field {name}: expected a list of str only")
-    return values
-
-
-def _array(record: RecordDict, name: str, dtype: str, dimensions: int = 1) -> NDArray[Any]:
-    """Returns the one array of a message, of exactly the declared name, type and number of dimensions."""
-    found = record.array_records.get(_ARRAYS)
-    if found is None or set(found) != {name}:
-        raise ProtocolError(f"a message with the arrays {sorted(found or ())}, expected {name}")
-    array = found[name]
-    if (array.dtype, array.stype, len(array.shape)) != (dtype, _RAW, dimensions):
-        raise ProtocolError(
-            f"array {name}: {array.dtype} {array.shape} as {array.stype}, expected {dtype} in {dimensions} dimensions"
-            f" as {_RAW}"
-        )
-    # In Python's integers: a shape of a peer's choice must not wrap.
-    expected = math.prod(array.shape) * np.dtype(dtype).itemsize
-    if any(type(size) is not int or size < 0 for size in array.shape) or len(array.data) != expected:
-        raise ProtocolError(f"array {name}: {len(array.data)} bytes, expected {expected}")
-    try:
-        return np.frombuffer(array.data, dtype).reshape(array.shape).copy()
-    except ValueError:  # no bytes, yet a size that numpy cannot hold
-        raise ProtocolError(f"array {name}: a shape of {array.shape}") from None
+_CARD = re.compile("[0-9a-f]{64}|")
 
 
 def _counts(record: RecordDict) -> NDArray[np.float64]:
     """Returns clicks and impressions per item, [2, items]: finite, none negative, no more clicks than impressions."""
-    counts_2I = _array(record, "counts", "<f8", 2)
+    counts_2I = array_of(record, "counts", "<f8", 2)
     if len(counts_2I) != 2 or not np.isfinite(counts_2I).all() or not (counts_2I[1] >= counts_2I[0]).all():
         raise ProtocolError(f"counts of shape {counts_2I.shape}: two lines of finite numbers, clicks <= impressions")
     if counts_2I.min(initial=0.0) < 0:
@@ -119,6 +71,20 @@ def shared_hash(item_counts: bytes, privacy: PrivacyConfig, shares: int) -> byte
     numbers = struct.pack("<ddd", privacy.sampling_rate, privacy.clip, privacy.noise_multiplier or 0.0)
     counts = privacy.grid_bits, privacy.max_impressions_per_user, shares
     return digest("shared", privacy.mode, privacy.unit, item_counts, numbers, *counts)
+
+
+def require_protocol(found: Any, peer: str, own: str) -> None:
+    """Raises `ProtocolError`, which names both versions and who must be upgraded, unless a peer's protocol is ours."""
+    if type(found) is int and found == PROTOCOL_VERSION:
+        return
+    if found is not None and type(found) is not int:
+        raise ProtocolError(f"protocol = {found!r:.20}: must be a whole number")
+    said = 0 if found is None else found  # releases that said none spoke what is called 0 here
+    old, new = (peer, own) if said < PROTOCOL_VERSION else (own, peer)
+    raise ProtocolError(
+        f"{peer} speaks protocol {said}, {own} speaks {PROTOCOL_VERSION}: upgrade hushclick of {old} to the release of"
+        f" {new}"
+    )
 
 
 def _types(kind: type) -> dict[str, type]:
@@ -150,12 +116,12 @@ class _Flat:
 
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
-        return _pack({field.name: getattr(self, field.name) for field in fields(self)})
+        return pack({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        return cls(**_scalars(record, _types(cls)))
+        return cls(**scalars_of(record, _types(cls)))
 
 
 @dataclass(frozen=True)
@@ -163,6 +129,14 @@ class JoinTask(_Flat):
     """Asks who is there, before any model is sent."""
 
     run_id: str
+    protocol: int = PROTOCOL_VERSION
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`; of another protocol it reads nothing else."""
+        if peek(record, "run_id") is not None:  # else it is no such message of any version
+            require_protocol(peek(record, "protocol"), "the server", "this partner")
+        return super().from_record(record)
 
 
 @dataclass(frozen=True)
@@ -175,13 +149,20 @@ class JoinReply(_Flat):
     has_purchases: bool
     roster: str  # hash (hex) of the roster that it pinned; empty without secure aggregation
     anchor: str = ""  # blinded commitment to the head of its ledger; empty before the first record
+    card: str = ""  # hash (hex) of what its data card says, which is which column plays which role, and of no click
+    protocol: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
         require_anchor(self.anchor)
+        if not _CARD.fullmatch(self.card):
+            raise ProtocolError(f"card = {self.card!r:.80}: 64 hex digits are needed, or none")
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
+        name = peek(record, "partner")
+        if type(name) is str:
+            require_protocol(peek(record, "protocol"), f"{name:.80}", "the server")
         reply = super().from_record(record)
         if reply.declared_users < 1:
             raise ProtocolError(f"declared_users = {reply.declared_users}: must be at least 1")
@@ -214,12 +195,12 @@ class StatisticsTask:
 
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
-        return _pack({"run_id": self.run_id, "catalogue": list(self.catalogue)})
+        return pack({"run_id": self.run_id, "catalogue": list(self.catalogue)})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, {"run_id": str, "catalogue": list})
+        values = scalars_of(record, {"run_id": str, "catalogue": list})
         return cls(values["run_id"], tuple(values["catalogue"]))
 
 
@@ -231,12 +212,12 @@ class StatisticsReply:
 
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
-        return _pack({}, {"counts": self.counts_2I})
+        return pack({}, {"counts": self.counts_2I})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        _scalars(record, {}, with_array=True)
+        scalars_of(record, {}, with_array=True)
         return cls(_counts(record))
 
 
@@ -250,12 +231,12 @@ class CatalogueTask:
 
     def to_record(self) -> RecordDict:
         """Returns the message as a record."""
-        return _pack({"run_id": self.run_id, "catalogue": list(self.catalogue)}, {"counts": self.counts_2I})
+        return pack({"run_id": self.run_id, "catalogue": list(self.catalogue)}, {"counts": self.counts_2I})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, {"run_id": str, "catalogue": list}, with_array=True)
+        values = scalars_of(record, {"run_id": str, "catalogue": list}, with_array=True)
         counts_2I = _counts(record)
         if counts_2I.shape != (2, len(values["catalogue"])):
             raise ProtocolError(f"counts of shape {counts_2I.shape} for {len(values['catalogue'])} items")
@@ -307,14 +288,14 @@ class TrainTask:
         """Returns the message as a record."""
         scalars = {name: getattr(self, name) for name in _TRAIN_FIELDS}
         scalars |= {field.name: getattr(self.plan, field.name) for field in fields(TrainingPlan)}
-        return _pack(scalars, {"model": self.model_D})
+        return pack(scalars, {"model": self.model_D})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, _TRAIN_FIELDS | _types(TrainingPlan), with_array=True)
+        values = scalars_of(record, _TRAIN_FIELDS | _types(TrainingPlan), with_array=True)
         plan = TrainingPlan(**{name: values.pop(name) for name in _types(TrainingPlan)})
-        return cls(**values, plan=plan, model_D=_array(record, "model", "<f4"))
+        return cls(**values, plan=plan, model_D=array_of(record, "model", "<f4"))
 
 
 _TRAIN_FIELDS: dict[str, type] = {
@@ -345,18 +326,41 @@ class TrainReply:
         else:
             scalars = {"kind": "noised_step", "weight": float(self.contribution.declared_units)}
             body_D = self.contribution.sum_D
-        return _pack({"round": self.round, **scalars, "anchor": self.anchor}, {"body": body_D})
+        return pack({"round": self.round, **scalars, "anchor": self.anchor}, {"body": body_D})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
-        values = _scalars(record, {"round": int, "kind": str, "weight": float, "anchor": str}, with_array=True)
+        values = scalars_of(record, {"round": int, "kind": str, "weight": float, "anchor": str}, with_array=True)
         number, anchor = values["round"], values["anchor"]
         if values["kind"] == "local_delta":
-            delta_D = _array(record, "body", "<f4")
+            delta_D = array_of(record, "body", "<f4")
             return cls(number, LocalDelta(delta_D, values["weight"]), anchor)
         if values["kind"] == "noised_step":
             if not values["weight"].is_integer():
                 raise ProtocolError(f"weight = {values['weight']} of a noised step: must be a whole number")
-            return cls(number, NoisedStep(_array(record, "body", "<i8"), int(values["weight"])), anchor)
+            return cls(number, NoisedStep(array_of(record, "body", "<i8"), int(values["weight"])), anchor)
         raise ProtocolError(f"a contribution of kind {values['kind']!r}: must be local_delta or noised_step")
+
+
+@dataclass(frozen=True)
+class ModelTask:
+    """Hands a partner the run's final model, with its lineage and the signature over that.
+
+    Attributes:
+        files: name -> bytes, of exactly the files of a signed model; nothing of it is believed before its signature.
+    """
+
+    run_id: str
+    files: dict[str, bytes]
+
+    def to_record(self) -> RecordDict:
+        """Returns the message as a record."""
+        arrays = {name: np.frombuffer(data, np.uint8) for name, data in self.files.items()}
+        return pack({"run_id": self.run_id}, arrays)
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Self:
+        """Returns the message in a record, or raises `ProtocolError`."""
+        run_id = scalars_of(record, {"run_id": str}, with_array=True)["run_id"]
+        return cls(run_id, bytes_of(record, MODEL_FILES))

@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ import psutil
 from common.errors import HushclickError
 
 END_SECONDS = 10.0
+_PROBE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _INHERITED = frozenset(
     {
@@ -64,10 +66,15 @@ def program(name: str) -> str:
     Raises:
         HushclickError: where it is not installed.
     """
-    path = Path(sys.executable).with_name(name)
-    if not path.exists():
-        raise HushclickError(f"{name} is not installed beside {sys.executable}: install hushclick again")
-    return str(path)
+    for folder in _program_folders():
+        if (folder / name).exists():
+            return str(folder / name)
+    raise HushclickError(f"{name} is not installed with {sys.executable}: install hushclick again")
+
+
+def _program_folders() -> tuple[Path, ...]:
+    """Where programs of this environment lie: beside Python in a virtual one; a system's Python installs elsewhere."""
+    return Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))
 
 
 def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -75,8 +82,7 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
 
     `more` is added to the little that is inherited; what keeps Flower quiet and at home stays as it is.
     """
-    programs = Path(sys.executable).parent
-    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
+    path = os.pathsep.join([*map(str, _program_folders()), os.environ.get("PATH", "")])
     # What Flower runs may be hostile: it gets none of the passwords that an operator's own environment may hold, and no
     # setting of Flower that is not ours.
     kept = {name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith("LC_")}
@@ -107,13 +113,12 @@ def free_port() -> int:
         return port
 
 
-def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes]", seconds: float) -> bool:
-    """Returns whether something listens there before so many seconds are over or the process ends."""
+def wait_for_port(host: str, port: int, process: "subprocess.Popen[bytes] | None", seconds: float) -> bool:
+    """Returns whether something listens there before so many seconds are over or the process, if one is given, ends."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            if probe.connect_ex((host, port)) == 0:
-                return True
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_PROBE_SECONDS):
+            return True
         time.sleep(0.1)
     return False
 
@@ -128,23 +133,33 @@ def running(words: Sequence[str], home: Path, log: Path) -> Iterator["subprocess
         end(process, home)
 
 
-def start(words: Sequence[str], home: Path, log: Path, user: str = "") -> "subprocess.Popen[bytes]":
-    """Starts a program in a session of its own, as another user where one is named (root may)."""
+def start(words: Sequence[str], home: Path, log: Path | None, user: str = "") -> "subprocess.Popen[bytes]":
+    """Starts a program in a session of its own, as another user where one is named (root may).
+
+    Its output goes to `log`, or without one to where this process's own goes.
+
+    Raises:
+        HushclickError: where it cannot be started, as this user or at all.
+    """
     home.mkdir(parents=True, exist_ok=True)
     who = pwd.getpwnam(user) if user else None
-    with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 (a program of this environment, words of this operator)
-            list(words),
-            env=environment(home, {"HOME": str(home)} if who else None),
-            stdout=output,
-            stderr=output,
-            cwd=home,
-            start_new_session=True,
-            user=who.pw_uid if who else None,
-            group=who.pw_gid if who else None,
-            extra_groups=[] if who else None,
-            preexec_fn=_end_with_parent,
-        )
+    with log.open("ab") if log else nullcontext() as output:
+        try:
+            return subprocess.Popen(  # noqa: S603 (a program of this environment, words of this operator)
+                list(words),
+                env=environment(home, {"HOME": str(home)} if who else None),
+                stdout=output,
+                stderr=output,
+                cwd=home,
+                start_new_session=True,
+                user=who.pw_uid if who else None,
+                group=who.pw_gid if who else None,
+                extra_groups=[] if who else None,
+                preexec_fn=_end_with_parent,
+            )
+        except OSError as error:
+            as_whom = f" as user {user}: may that user read {sys.prefix} and its Python?" if user else ""
+            raise HushclickError(f"{words[0]} cannot be started ({error.strerror}){as_whom}") from None
 
 
 def _end_with_parent() -> None:

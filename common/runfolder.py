@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import HushclickError
+from common.errors import HushclickError, disk_says
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ class RunFolder:
         return self.root / "roster.toml"
 
     @property
+    def signing_key(self) -> Path:
+        """What signs the final model: a simulation's own key, or a link to that of the server's kit."""
+        return self.root / "signing.key"
+
+    @property
+    def signing_public(self) -> Path:
+        """Its public half, where the run folder is a simulation's."""
+        return self.root / "signing.pub"
+
+    @property
     def central(self) -> Path:
         """The held-out click log of the central evaluation."""
         return self.root / "central.parquet"
@@ -110,14 +122,36 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise HushclickError(f"{path}: cannot be written: {error.strerror}; the earlier file is untouched") from None
+        raise HushclickError(f"{path}: cannot be written: {disk_says(error)}; the earlier file is untouched") from None
 
 
-def _sync_folder(folder: Path) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Makes a folder with these files, all of them or none: a kill or a full disk leaves no folder of that name.
+
+    Raises:
+        HushclickError: where a folder of that name holds something already, or the disk refuses.
+    """
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    try:
+        beside.mkdir(parents=True)
+        for name, data in files.items():
+            with (beside / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_folder(beside)
+        beside.rename(folder)  # refused where a folder with files is there
+        sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise HushclickError(f"{folder}: cannot be written: {disk_says(error)}; no part of it is left there") from None
+
+
+def sync_folder(folder: Path) -> None:
     """Makes a rename last: else a power cut could bring the earlier file back."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from common.anchors import AnchorFile
 from common.config import Config, fingerprint, load_config
 from common.contribution import LocalDelta, NoisedStep, RunningSum
 from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
+from common.lineage import RoundFacts
 from common.message_types import TRAIN_UPDATE
 from common.messages import TrainingPlan, TrainTask, counts_hash, shared_hash
 from common.model.click_model import ClickModel, build_model
@@ -31,11 +33,13 @@ from common.secagg.roster import load_roster
 from common.vector import layout_fingerprint, read_vector, write_vector
 from server.auditing import audited
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from server.claim import claimed, rounds_of_the_busiest
 from server.cohort import draw_cohort
+from server.delivery import deliver
 from server.evaluation import HeldOut, final_figures, load_heldout, round_figures, score
 from server.joining import anchored, fitting, join, say
 from server.journal import Journal
-from server.modelfolder import save_model
+from server.modelfolder import load_signing_key, save_model, vouch
 from server.optimiser import ServerOptimiser
 from server.round import collect_sum
 from server.secure import SecureAggregator
@@ -63,6 +67,8 @@ class Coordinator:
     nodes: dict[str, int]  # partner -> node id
     weights: dict[str, float]  # partner -> public weight in (0, 1]
     declared_users: dict[str, int]  # partner -> what it publishes of its size
+    cards: dict[str, str]  # partner -> hash of its data card
+    key: Ed25519PrivateKey = field(repr=False)  # signs the final model
     model: ClickModel
     layout: str
     heldout: HeldOut
@@ -99,14 +105,14 @@ def run(grid: Grid, folder: RunFolder) -> None:
             _run_round(grid, state)
         except BudgetExhausted as error:
             stopped = error
-    _finish(state, pretrained, time.monotonic() - started, stopped)
+    _finish(grid, state, pretrained, time.monotonic() - started, stopped)
     if stopped:
         raise stopped
 
 
 def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained) -> Coordinator:
     """Returns the state before the next round: fresh, or from the checkpoint."""
-    mark = fingerprint(config)
+    mark, key = fingerprint(config), load_signing_key(folder.signing_key)
     saved = load_checkpoint(folder.checkpoint, mark) if folder.checkpoint.exists() else None
     run_id, starts = (saved.run_id, saved.starts + 1) if saved else (uuid.uuid4().hex, 0)
     roster = load_roster(folder.roster)
@@ -141,6 +147,8 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         nodes,
         weights,
         {partner: reply.declared_users for partner, reply in replies.items()},
+        {partner: reply.card for partner, reply in replies.items()},
+        key,
         model,
         layout,
         heldout,
@@ -184,6 +192,8 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
     state.round = number
     state.rounds.append(record)
     _checkpoint(state)
+    if state.aggregator:
+        state.aggregator.journal.end()  # shares of a round that is over are kept no longer
     say("round", f"round {number}", **record)
 
 
@@ -265,13 +275,15 @@ def _checkpoint(state: Coordinator) -> None:
     )
 
 
-def _finish(state: Coordinator, pretrained: Pretrained, seconds: float, stopped: BudgetExhausted | None) -> None:
-    """Writes the final model and the server's part of metrics.json."""
+def _finish(
+    grid: Grid, state: Coordinator, pretrained: Pretrained, seconds: float, stopped: BudgetExhausted | None
+) -> None:
+    """Writes, signs and delivers the final model, and writes the server's part of metrics.json."""
     write_vector(state.model, state.global_D)
     score_N = score(state.model, state.heldout)
     final = final_figures(score_N, state.heldout, state.config.server, state.config.round.seed)
     final["rounds"] = state.round
-    save_model(state.folder.model, state.model, state.config.model, pretrained, state.run_id, state.round)
+    final["delivered"] = _hand_out(grid, state, pretrained)
     np.save(state.folder.root / "scores.npy", score_N)
     timings = {
         "train_seconds": sum(record["timings"]["train_seconds"] for record in state.rounds),
@@ -289,3 +301,26 @@ def _finish(state: Coordinator, pretrained: Pretrained, seconds: float, stopped:
         },
     )
     say("finished", "final model saved", round=state.round, auc=final["auc"])
+
+
+def _hand_out(grid: Grid, state: Coordinator, pretrained: Pretrained) -> dict[str, Any]:
+    """Saves and signs the final model; returns to how many of its partners it was delivered."""
+    config, folder = state.config, state.folder.model
+    save_model(folder, state.model, config.model, pretrained, state.run_id, state.round)
+    steady = state.starts == 0 and not state.exhausted
+    asked = rounds_of_the_busiest(config, state.nodes, state.round, steady=steady)
+    rounds = tuple(
+        RoundFacts(record["round"], record.get("cohort", 0), record.get("contributed", 0)) for record in state.rounds
+    )
+    files = vouch(
+        folder,
+        state.key,
+        pretrained,
+        state.run_id,
+        state.layout,
+        fingerprint(config),
+        rounds,
+        state.cards,
+        claimed(config, state.run_id, asked),
+    )
+    return deliver(grid, state.run_id, state.nodes, files, config.aggregation.stage_timeout_seconds)

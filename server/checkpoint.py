@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from common.errors import CheckpointError
 from common.runfolder import jsonable, write_atomically
 
-_VERSION = 2
+CHECKPOINT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Replaces the checkpoint; a kill or a full disk leaves the one before."""
     facts = {
-        "version": _VERSION,
+        "version": CHECKPOINT_VERSION,
         "run_id": checkpoint.run_id,
         "config_fingerprint": checkpoint.config_fingerprint,
         "layout": checkpoint.layout,
@@ -74,8 +74,11 @@ def load_checkpoint(path: Path, config_fingerprint: str) -> Checkpoint:
         with safe_open(str(path), framework="numpy") as file:
             facts = json.loads((file.metadata() or {})["facts"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if facts["version"] != _VERSION:
-            raise CheckpointError(f"{path}: version {facts['version']}, this program reads version {_VERSION}")
+        if facts["version"] != CHECKPOINT_VERSION:
+            raise CheckpointError(
+                f"{path}: version {facts['version']!r:.20}, and this release reads {CHECKPOINT_VERSION}; go on with the"
+                " release that wrote it, or start in another folder"
+            )
         checkpoint = _checkpoint(facts, arrays)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no checkpoint; start the run without --resume") from None

@@ -14,7 +14,9 @@ from common.errors import HushclickError
 from common.programs import environment, program, write_bundle, write_connection
 from common.runfolder import write_atomically
 
+NODES_VERSION = 1
 _CALL_SECONDS = 120.0
+_MEND = "remove it together with the SuperLink's database: partners are then registered anew"
 
 
 class Control:
@@ -35,7 +37,8 @@ class Control:
 
         A SuperLink that was restarted with its database knows its nodes already.
         """
-        listed = {str(node["node-id"]) for node in self._ask("supernode", "list")["nodes"]}
+        nodes = self._ask("supernode", "list")["nodes"]  # those that were taken off among them
+        listed = {str(node["node-id"]) for node in nodes if node.get("status") != "unregistered"}
         known = {name: found for name, found in self._written().items() if found["node"] in listed}
         wanted = {name: path.read_text(encoding="ascii").strip() for name, path in keys.items()}
         for name in sorted(known):
@@ -44,15 +47,23 @@ class Control:
         for name in sorted(wanted.keys() - known.keys()):
             node = self._ask("supernode", "register", str(keys[name]), more=("--name", name))["node-id"]
             known[name] = {"node": str(node), "key": wanted[name]}
-        write_atomically(self._nodes, json.dumps(known, indent=1).encode())
+        write_atomically(self._nodes, json.dumps({"version": NODES_VERSION, "nodes": known}, indent=1).encode())
 
     def _written(self) -> dict[str, dict[str, str]]:
         """Returns partner -> node id and key, as registered before: Flower's own list has no names."""
         try:
-            found: dict[str, dict[str, str]] = json.loads(self._nodes.read_bytes())
+            found = json.loads(self._nodes.read_bytes())
+            version, nodes = found.get("version"), found.get("nodes", {})
         except FileNotFoundError:
             return {}
-        return found
+        except (OSError, ValueError, AttributeError):
+            raise HushclickError(f"{self._nodes}: damaged; {_MEND}") from None
+        if version != NODES_VERSION:
+            raise HushclickError(
+                f"{self._nodes}: version {version!r:.20}, and this release reads {NODES_VERSION}; go on with the"
+                f" release that wrote it, or {_MEND}"
+            )
+        return dict(nodes)
 
     def start(self, run_folder: Path) -> str:
         """Starts a run of the installed apps and returns its id."""

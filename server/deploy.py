@@ -11,8 +11,9 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,22 @@ from common.card import load_card
 from common.clicks import read_clicks
 from common.config import dump_config, load_config
 from common.errors import BudgetExhausted, ConfigError, HushclickError, Stopped
-from common.programs import free_port, program, running, wait_for_port
+from common.registry import Registry
 from common.runfolder import RunFolder, write_atomically
 from common.secagg.roster import load_roster
 from common.signals import stop_on_signals
 from server.central import central_rows
 from server.control import Control
 from server.deployment import ServerDeployment, load_deployment, node_keys
-from server.gate import Gate
+from server.gate import Gate, gate_app, superlink_behind_tls
+from server.modelfolder import link_signing_key, load_signing_key
+from server.report import write_report
+from server.superlink import START_SECONDS, Link, OthersLink, own_link
 
-_START_SECONDS = 180.0
-_LOOK_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
+_ASK_SECONDS = 10.0
+_LEAST_FREE_BYTES = 2**20  # logs and metrics
+_MOST_UNHEARD = 5  # calls to the SuperLink in a row that failed
 _MOST_STARTS = 10  # without a round between, before the run's failure counts
 
 
@@ -46,15 +52,18 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     deployment = load_deployment(arguments.config)
     folder = prepare_folder(deployment)
     if folder.metrics.exists():
+        register(deployment, folder)  # where it was stopped between the two
         raise ConfigError(f"{folder.metrics}: this run is over; name another run folder (run = ...) for another one")
     stop = stop_on_signals()
     home = Path(deployment.database).parent / "flower"
-    with superlink(deployment, home) as address, gate(deployment, address):
-        control = Control(home, address, Path(deployment.ca))
+    with reachable(deployment, home) as link:
+        control = Control(home, link.address, Path(deployment.ca))
         keys = node_keys(deployment)
         control.know(keys)
-        _say(f"{len(keys)} partners may join at {deployment.host}:{deployment.port}")
-        run_to_the_end(control, folder, stop)
+        _say(f"{len(keys)} partners may join at {deployment.superlink or f'{deployment.host}:{deployment.port}'}")
+        run_to_the_end(control, link, folder, stop)
+    register(deployment, folder)
+    write_report(folder)
     metrics: dict[str, Any] = json.loads(folder.metrics.read_bytes())
     if metrics["stopped"]:
         raise BudgetExhausted(metrics["stopped"])
@@ -65,7 +74,7 @@ def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Says how the run ended."""
     final = metrics["final"]
     auc = "undefined" if final["auc"] is None else f"{final['auc']:.4f}"
-    _say(f"{final['rounds']} rounds, AUC {auc}; model and metrics are in the run folder")
+    _say(f"{final['rounds']} rounds, AUC {auc}; report.html, model/ and metrics.json are in the run folder")
 
 
 def prepare_folder(deployment: ServerDeployment) -> RunFolder:
@@ -78,39 +87,47 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
     folder, config = RunFolder(Path(deployment.run)), load_config(Path(deployment.config))
     roster, text = Path(deployment.roster), dump_config(config)
     load_roster(roster)  # which says what is wrong with it
+    load_signing_key(Path(deployment.signing_key))
     if folder.config.exists():
         for path, wanted in ((folder.config, text.encode()), (folder.roster, roster.read_bytes())):
             if path.read_bytes() != wanted:
                 raise ConfigError(
                     f"{path}: is of an earlier configuration; a changed run needs another folder (run = ...)"
                 )
+        link_signing_key(folder, Path(deployment.signing_key))
         return folder
     log_read = read_clicks(Path(deployment.clicks), load_card(Path(deployment.card)))
     folder.root.mkdir(parents=True, exist_ok=True)
     central_rows(log_read, config.data).to_parquet(folder.central, index=False)
     shutil.copyfile(roster, folder.roster)
     folder.audit.touch(mode=0o600)
+    link_signing_key(folder, Path(deployment.signing_key))
     write_atomically(folder.config, text.encode())  # last: the folder is whole once it is there
     return folder
 
 
+def register(deployment: ServerDeployment, folder: RunFolder) -> None:
+    """Puts the run's model into the registry, where one is named; one that is in it already is not put in twice."""
+    if deployment.registry:
+        key = load_signing_key(Path(deployment.signing_key))
+        version = Registry(Path(deployment.registry)).add(folder.model, key.public_key())
+        _say(f"the model is version {version} of {deployment.registry}")
+
+
 @contextmanager
-def superlink(deployment: ServerDeployment, home: Path) -> Iterator[str]:
-    """Runs a SuperLink on loopback and yields its host:port.
+def reachable(deployment: ServerDeployment, home: Path) -> Iterator[Link]:
+    """Yields the SuperLink: one of its own behind a gate of its own, or the one that was named.
 
     Raises:
-        HushclickError: where it does not start.
+        HushclickError: where it does not start, or nobody listens.
     """
-    port = free_port()
-    words = [
-        *(program("flower-superlink"), "--host", "127.0.0.1", "--port", str(port), "--enable-supernode-auth"),
-        *("--ssl-ca-certfile", deployment.ca, "--ssl-certfile", deployment.certificate),
-        *("--ssl-keyfile", deployment.key, "--database", deployment.database),
-    ]
-    with running(words, home, Path(deployment.log)) as process:
-        if not wait_for_port("127.0.0.1", port, process, _START_SECONDS):
-            raise HushclickError(f"the SuperLink did not start; {deployment.log} says why")
-        yield f"127.0.0.1:{port}"
+    if not deployment.superlink:
+        with own_link(deployment, home) as own, gate(deployment, own.address):
+            yield own
+        return
+    named = OthersLink(deployment.superlink)
+    named.revive()
+    yield named
 
 
 @contextmanager
@@ -120,11 +137,10 @@ def gate(deployment: ServerDeployment, address: str) -> Iterator[None]:
     Raises:
         HushclickError: where its port is taken.
     """
-    opened = Gate(
-        deployment.host, deployment.port, Path(deployment.certificate), Path(deployment.key), f"https://{address}",
-        Path(deployment.ca),
-    )  # fmt: skip
-    if not opened.start(_START_SECONDS):
+    lines = [path.read_text(encoding="ascii").strip() for path in node_keys(deployment).values()]
+    app = gate_app(superlink_behind_tls(address, Path(deployment.ca)), lines)
+    opened = Gate(deployment.host, deployment.port, Path(deployment.certificate), Path(deployment.key), app)
+    if not opened.start(START_SECONDS):
         raise HushclickError(f"{deployment.host}:{deployment.port}: cannot be listened on; is the port taken?")
     try:
         yield
@@ -132,8 +148,8 @@ def gate(deployment: ServerDeployment, address: str) -> Iterator[None]:
         opened.stop()
 
 
-def run_to_the_end(control: Control, folder: RunFolder, stop: threading.Event) -> None:
-    """Starts the run, and again from its checkpoint when it dies, until metrics.json is there.
+def run_to_the_end(control: Control, link: Link, folder: RunFolder, stop: threading.Event) -> None:
+    """Starts the run, and again from its checkpoint when it or the SuperLink dies, until metrics.json is there.
 
     Raises:
         Stopped: where the operator ends it.
@@ -141,11 +157,8 @@ def run_to_the_end(control: Control, folder: RunFolder, stop: threading.Event) -
     """
     deaths, last = 0, 0.0
     while deaths < _MOST_STARTS:
-        run = control.start(folder.root)
-        while not (status := control.state(run))[0].startswith("finished"):
-            if stop.wait(_LOOK_SECONDS):
-                control.stop(run)
-                raise Stopped("stopped; start it again, and the run goes on from its last good round")
+        _wait_for_space(folder, stop)
+        status = _ended(control, link, folder, stop)
         if folder.metrics.exists():
             return
         moved = folder.checkpoint.stat().st_mtime if folder.checkpoint.exists() else 0.0
@@ -153,6 +166,63 @@ def run_to_the_end(control: Control, folder: RunFolder, stop: threading.Event) -
         deaths, last = 0 if moved > last or waiting else deaths + 1, max(moved, last)
         _say(f"the run ended without a result ({status[0]} {status[1]}); it is started again")
     raise HushclickError(f"the run died {_MOST_STARTS} times without a round between; the SuperLink's log says why")
+
+
+def _wait_for_space(folder: RunFolder, stop: threading.Event) -> None:
+    """Waits while the run folder's disk has no room for another checkpoint; a run that was started would only die.
+
+    Raises:
+        Stopped: where the operator ends it.
+    """
+    needed = _LEAST_FREE_BYTES + 2 * (folder.checkpoint.stat().st_size if folder.checkpoint.exists() else 0)
+    said = False
+    while (free := shutil.disk_usage(folder.root).free) < needed:
+        if not said:
+            _say(
+                f"{folder.root}: the disk is full, {free} bytes are free and a round takes {needed}; make space there,"
+                " and the run goes on from its last good round"
+            )
+        said = True
+        if stop.wait(_LOOK_SECONDS):
+            raise Stopped("stopped; start it again, and the run goes on from its last good round")
+
+
+def _ended(control: Control, link: Link, folder: RunFolder, stop: threading.Event) -> tuple[str, str]:
+    """Starts a run, and returns status and details of how it ended."""
+    run, unheard = "", 0
+    while True:
+        try:
+            run = run or control.start(folder.root)
+            status, died, unheard = control.state(run), False, 0
+        except HushclickError as error:  # a SuperLink that is dead, or too busy to answer
+            status, died, unheard = ("unknown", ""), link.revive(), unheard + 1
+            if not died and unheard == _MOST_UNHEARD:
+                raise
+            _say(f"{' '.join(str(error).split())}; it is asked again")
+        if status[0].startswith("finished"):
+            return status
+        if (died or link.revive()) and run and link.holds_run:
+            with suppress(HushclickError):
+                control.stop(run)
+            return "lost", "the SuperLink died"
+        if _stopped(folder, link, stop):
+            with suppress(HushclickError):
+                control.stop(run)
+            raise Stopped("stopped; start it again, and the run goes on from its last good round")
+
+
+def _stopped(folder: RunFolder, link: Link, stop: threading.Event) -> bool:
+    """Waits until it is worth asking for the run's state again, which takes a second of a core; returns whether to end.
+
+    That is when the result is there or the SuperLink is not, and else every `_ASK_SECONDS`.
+    """
+    deadline = time.monotonic() + _ASK_SECONDS
+    while time.monotonic() < deadline:
+        if stop.wait(_LOOK_SECONDS):
+            return True
+        if folder.metrics.exists() or link.has_died:
+            return False
+    return False
 
 
 def _say(text: str) -> None:

@@ -6,13 +6,13 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from common.addresses import checked_host
+from common.addresses import checked_host, split_address
 from common.config import STRICT
 from common.kit import load_kit_file
 
 _PATHS = (
     *("config", "roster", "run", "certificate", "key", "ca", "signing_key", "nodes"),
-    *("clicks", "card", "database", "log"),
+    *("clicks", "card", "database", "log", "registry"),
 )
 
 
@@ -25,6 +25,7 @@ class ServerDeployment:
     config: str = "run.toml"  # the run's configuration
     roster: str = "roster.toml"  # the same at every partner
     run: str = "run"  # run folder: made at the first start, gone on with at the next
+    superlink: str = ""  # host:port of a SuperLink that others keep behind a gate of theirs; unset = both start here
     host: str = "127.0.0.1"  # that the gate listens at, for partners; 0.0.0.0 = on all interfaces
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     certificate: str = "server.crt"
@@ -34,8 +35,12 @@ class ServerDeployment:
     nodes: str = "nodes"  # NAME.pub per partner; whose file is gone is taken off the list
     database: str = "superlink.db"
     log: str = "superlink.log"
+    log_days: Annotated[int, Field(ge=1, le=3660)] = 30  # that what is turned of it by day is kept
+    registry: str = ""  # folder of model versions that the final model is put into; unset = none
 
     def __post_init__(self) -> None:
+        if self.superlink:
+            split_address(self.superlink, "superlink")
         object.__setattr__(self, "host", checked_host(self.host, "host"))
 
 

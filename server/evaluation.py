@@ -10,21 +10,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
+from common import scoring
 from common.bootstrap import bootstrap_intervals
 from common.clicks import validate_rows
 from common.config import ModelConfig, ServerConfig
 from common.errors import DataError
-from common.features import ItemCounts, UserRows, featurise, make_batch
+from common.features import ItemCounts, UserRows, featurise
 from common.metrics import calibration_bins, evaluate_scores, log_loss, roc_auc
-from common.model.click_model import ClickModel, forward
+from common.model.click_model import ClickModel
 from common.pretrained import Pretrained
 from common.textstates import TextStates, default_cache_dir
 
-_CHUNK_ROWS = 128  # rows of one user that are scored at a time
-_BATCH_ROWS = 8192
 _SMALLEST_SLICE = 50  # rows; below that a figure says nothing
 _EVALUATION_COLUMNS = ("partner", "evaluate", "cold_user", "cold_item")
 _COLUMNS = ("user", "time", "item", "text", "clicked", "domain", "evaluate")
@@ -64,7 +62,7 @@ def load_heldout(
     """
     if item_counts is not None or not path.is_file():
         return _load(path, config, pretrained, item_counts)
-    key = hashlib.sha256(path.read_bytes()).hexdigest(), config, pretrained.fingerprint, _CHUNK_ROWS
+    key = hashlib.sha256(path.read_bytes()).hexdigest(), config, pretrained.fingerprint, scoring.CHUNK_ROWS
     if key not in _latest:
         heldout = _load(path, config, pretrained, None)
         _latest.clear()
@@ -87,7 +85,7 @@ def _load(path: Path, config: ModelConfig, pretrained: Pretrained, item_counts: 
     user_N = np.searchsorted(rows.offset_U1, row_N, side="right") - 1
     return HeldOut(
         rows=rows,
-        chosen=_chunks(row_N, user_N),
+        chosen=scoring.chunks(row_N, user_N),
         label_NL=rows.label_NL[row_N],
         user_N=user_N.astype(np.int64),
         slate_N=_slates(frame.iloc[row_N]) if "slate" in frame else None,
@@ -122,14 +120,7 @@ def _slates(frame: pd.DataFrame) -> NDArray[Any]:
 
 def score(model: ClickModel, heldout: HeldOut) -> NDArray[np.float64]:
     """Returns the probability of a click for each evaluated row, float64 [N]."""
-    model.eval()
-    parts: list[NDArray[np.float64]] = []
-    with torch.no_grad():
-        for group in _batches(heldout.chosen):
-            batch = make_batch(heldout.rows, group)
-            click_BM = torch.sigmoid(forward(model, batch)[..., 0].double()).numpy()
-            parts.append(click_BM[batch.weight_BM > 0])
-    return np.concatenate(parts)
+    return scoring.click_rates(model, heldout.rows, heldout.chosen)
 
 
 def round_figures(score_N: NDArray[np.float64], heldout: HeldOut, config: ServerConfig, seed: int) -> dict[str, Any]:
@@ -200,21 +191,3 @@ def _slices(frame: pd.DataFrame, history_NH: NDArray[np.int64]) -> dict[str, NDA
         for domain in domains:
             slices[f"domain {domain}"] = (frame["domain"] == domain).to_numpy()
     return slices
-
-
-def _chunks(row_N: NDArray[np.int64], user_N: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    per_user = np.split(row_N, np.flatnonzero(np.diff(user_N)) + 1)
-    return [row_M[start : start + _CHUNK_ROWS] for row_M in per_user for start in range(0, len(row_M), _CHUNK_ROWS)]
-
-
-def _batches(chosen: list[NDArray[np.int64]]) -> list[list[NDArray[np.int64]]]:
-    """Returns the chunks in runs whose padded size stays bounded, in their order."""
-    batches: list[list[NDArray[np.int64]]] = [[]]
-    width = 0
-    for row_M in chosen:
-        width = max(width, len(row_M))
-        if batches[-1] and (len(batches[-1]) + 1) * width > _BATCH_ROWS:
-            batches.append([])
-            width = len(row_M)
-        batches[-1].append(row_M)
-    return batches

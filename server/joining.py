@@ -97,7 +97,7 @@ def anchored(
     }
     outcome = Exchange()
     if known:
-        outcome = exchange(grid, QUERY_ANCHOR, known, "anchor", config.aggregation.stage_timeout_seconds, _take_nothing)
+        outcome = exchange(grid, QUERY_ANCHOR, known, "anchor", config.aggregation.stage_timeout_seconds, take_nothing)
     kept = dict(replies)
     for partner in [name for name in replies if nodes[name] in outcome.failures]:
         del kept[partner]
@@ -113,6 +113,7 @@ def anchored(
     return kept
 
 
-def _take_nothing(_node: int, content: RecordDict) -> None:
+def take_nothing(_node: int, content: RecordDict) -> None:
+    """Takes an empty reply; raises `ProtocolError` for any other."""
     if content:
         raise ProtocolError(f"a reply with the records {sorted(content)} where nothing was asked for")

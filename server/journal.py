@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from common.errors import CheckpointError
 from common.runfolder import write_atomically
 from common.secagg.coding import Coding
 from common.secagg.unmasking import Sealed, Unmasking
 from common.secagg.wire import Revealed
+
+JOURNAL_VERSION = 1
 
 
 class Journal:
@@ -35,7 +38,11 @@ class Journal:
         arrays: dict[str, NDArray[Any]] = {}
         for place, unmasking in enumerate(unmaskings):
             arrays |= {f"sum.{place}": unmasking.sum_D, f"slots.{place}": unmasking.slots}
-        facts = {"round": round_number, "groups": [_facts(unmasking) for unmasking in unmaskings]}
+        facts = {
+            "version": JOURNAL_VERSION,
+            "round": round_number,
+            "groups": [_facts(unmasking) for unmasking in unmaskings],
+        }
         write_atomically(self._sums, save(arrays, {"facts": json.dumps(facts)}))
 
     def add(self, number: int, revealed: Revealed) -> None:
@@ -47,10 +54,15 @@ class Journal:
             os.fsync(file.fileno())
 
     def load(self, round_number: int) -> list[Unmasking] | None:
-        """Returns what was written down of this round, the shares taken in; None where nothing was."""
+        """Returns what was written down of this round, the shares taken in; None where nothing was.
+
+        Raises:
+            CheckpointError: for a journal of another version.
+        """
         try:
             with safe_open(str(self._sums), framework="numpy") as file:
                 facts = json.loads((file.metadata() or {})["facts"])
+                self._require_version(facts.get("version", JOURNAL_VERSION))  # earlier ones said none
                 if facts["round"] != round_number:
                     return None
                 found = [
@@ -64,6 +76,18 @@ class Journal:
                 if number in unmasking.sealed:
                     unmasking.add(number, revealed)
         return found
+
+    def end(self) -> None:
+        """Deletes what was written down: the round is in the checkpoint."""
+        for path in (self._sums, self._lines):
+            path.unlink(missing_ok=True)
+
+    def _require_version(self, version: Any) -> None:
+        if version != JOURNAL_VERSION:
+            raise CheckpointError(
+                f"{self._sums}: version {version!r:.20}, and this release reads {JOURNAL_VERSION}; finish the round"
+                " with the release that wrote it, or remove the file and lose that round"
+            )
 
     def _answers(self) -> list[tuple[int, Revealed]]:
         """Returns the answers written down whole; the last line may be half a line."""

@@ -17,6 +17,7 @@ from client.partner import PartnerAggregation, PartnerConfig, dump_partner
 from common.card import canonical_card
 from common.clicks import write_clicks
 from common.config import Config, DataConfig, ModelConfig, dump_config, read_toml, to_table
+from common.keyfiles import public_pem
 from common.noise_shares import least_in_a_sum
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
@@ -95,6 +96,7 @@ def _write(config: Config, folder: RunFolder, data: RunData) -> None:
     for number, (rows, users) in enumerate(zip(logs.training, data.declared_users, strict=True)):
         _write_partner(config, folder, number, rows, users)
     write_roster(config, folder, data.declared_users)
+    write_signing_key(folder, len(data.declared_users))
     write_central(logs.central, folder.central)
     if config.model.item_rates != "none":
         items = sorted(set(logs.central["item"]).union(*(part["item"] for part in logs.training)))
@@ -116,6 +118,7 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
         declared_users=users,
         identity="identity.pem",
         roster="roster.toml",
+        signing_key="signing.pub",
         model=config.model,
         privacy=config.privacy,
         aggregation=PartnerAggregation(
@@ -141,6 +144,15 @@ def write_roster(config: Config, folder: RunFolder, declared_users: Sequence[int
     for number in range(len(members)):
         (folder.partner(number) / "roster.toml").write_bytes(text)
     write_atomically(folder.roster, text)
+
+
+def write_signing_key(folder: RunFolder, partners: int) -> None:
+    """Gives the run a key that signs its final model, and every partner the public half, as a kit would."""
+    folder.signing_key.unlink(missing_ok=True)  # what an earlier, interrupted preparation left
+    public = public_pem(new_identity(folder.signing_key))
+    write_atomically(folder.signing_public, public)
+    for number in range(partners):
+        (folder.partner(number) / "signing.pub").write_bytes(public)
 
 
 def set_round_secrets(folder: RunFolder, where: Literal["memory", "disk"]) -> None:

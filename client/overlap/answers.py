@@ -1,15 +1,20 @@
-"""Which requests this partner answered: an append-only file, each line with the hash of the line before."""
+"""Which requests this partner answered: an audit log of its own, and its head in a file beside it.
 
-import hashlib
-import json
-import os
-from dataclasses import asdict, dataclass
+The head shows that last lines were cut off, or the log restored from an older copy by itself.
+"""
+
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from client.anchors import HeadFile
+from common.auditlog import AUDIT_VERSION, AuditLog, read_audit_log
 from common.errors import LedgerError, ProtocolError
+from common.privacy.chain import LedgerHead
 
-_GENESIS = hashlib.sha256(b"hushclick-overlap-answers-v1").hexdigest()
+_WHAT = "overlap_answered"
+_MEND = "the log is damaged: which requests were answered is unknown, so none is answered. Restore it from a copy"
 _DAY_SECONDS = 86_400
 
 
@@ -36,16 +41,15 @@ class AnswerLog:
     """The log of one partner; its caller holds the folder against other processes.
 
     Raises:
-        LedgerError: from every method, where a line was altered, or removed before the last: then nothing more is
-            answered.
+        LedgerError: from every method, where a line was altered or removed: then nothing more is answered.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._head = path, HeadFile(path.parent, "answers-head.json")
 
     def answers(self) -> list[Answer]:
         """Returns every answer, oldest first."""
-        return [answer for answer, _ in self._read()]
+        return [_parsed(record) for record in self._records()]
 
     def require_new(self, session: str, asker: str, now: int, days: int) -> None:
         """Raises `ProtocolError` for a session that was answered, or a partner that was answered too lately."""
@@ -61,41 +65,50 @@ class AnswerLog:
 
     def append(self, answer: Answer) -> None:
         """Writes an answer down, on the disk before this returns."""
-        read = self._read()
-        previous = read[-1][1] if read else _GENESIS
-        line = json.dumps({"previous": previous, **asdict(answer)}, separators=(",", ":")).encode() + b"\n"
+        self._records()  # with what is damaged nothing is answered
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        audit = AuditLog(self.path)
+        try:
+            audit.append(
+                _WHAT, **{("answered" if key == "time" else key): fact for key, fact in asdict(answer).items()}
+            )
+            self._head.keep(LedgerHead(*audit.head))  # behind the log: a kill leaves a head that the log contains
+        finally:
+            audit.close()
 
-    def _read(self) -> list[tuple[Answer, str]]:
-        """Returns every answer with the hash of its line."""
-        if not self.path.exists():
+    def _records(self) -> list[dict[str, Any]]:
+        """Returns the records, verified, none cut off since the last was written."""
+        if not self.path.exists() and self._head.read() is None:
             return []
-        *lines, tail = self.path.read_bytes().split(b"\n")
-        found: list[tuple[Answer, str]] = []
-        for number, line in enumerate([*lines, tail] if tail else lines, start=1):
-            previous = found[-1][1] if found else _GENESIS
-            answer = _parsed(line, previous) if number <= len(lines) else None
-            if answer is None:
-                raise LedgerError(
-                    f"{self.path}: line {number} is damaged or does not follow the line before; which requests were"
-                    " answered is unknown, so none is answered. Restore the file from a copy"
-                )
-            found.append((answer, hashlib.sha256(line).hexdigest()))
-        return found
+        try:
+            _require_version(self.path)
+            records = read_audit_log(self.path)
+            known = self._head.read()
+        except LedgerError as error:
+            raise LedgerError(f"{error}; {_MEND}") from None
+        if known and (known.num_records > len(records) or records[known.num_records - 1]["sha256"] != known.sha256):
+            raise LedgerError(
+                f"{self.path.name}: damaged: it held {known.num_records} answers, and the last ones were cut off or are"
+                f" others; {_MEND}"
+            )
+        return records
 
 
-def _parsed(line: bytes, previous: str) -> Answer | None:
-    """Returns the answer on a line that follows the one before, else None."""
+def _require_version(path: Path) -> None:
+    """Refuses an earlier format, which said no version and had a chain of its own."""
+    first = path.read_bytes().partition(b"\n")[0] if path.exists() else b""
+    if first.startswith(b'{"previous":'):
+        raise LedgerError(
+            f"{path.name}: version 0, of an earlier release, and this one reads {AUDIT_VERSION}; move it away, and keep"
+            " to its days by hand: each partner can then be answered once more"
+        )
+
+
+def _parsed(record: dict[str, Any]) -> Answer:
     try:
-        facts = json.loads(line)
-        return Answer(**facts) if facts.pop("previous") == previous else None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
+        return Answer(record["answered"], *(record[field.name] for field in fields(Answer)[1:]))
+    except (KeyError, ValueError):
+        raise LedgerError(f"answers.jsonl line {record['sequence']}: not a record of an answer; {_MEND}") from None
 
 
 def _day(seconds: int) -> str:

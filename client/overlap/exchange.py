@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.overlap.answers import Answer, AnswerLog
 from client.overlap.composition import Stated, stated
 from client.overlap.files import (
+    OVERLAP_VERSION,
     Request,
     Response,
     bucket,
@@ -109,7 +110,14 @@ class Overlap:
             key_check=_key_check(key),
         )
         data = write_file(header, padded(masked(secret, key, users), size, self.random), self.identity)
-        kept = {"secret": secret.hex(), "answerer": peer, "request": hash_of(data), "users": len(users), "points": size}
+        kept = {
+            "version": OVERLAP_VERSION,
+            "secret": secret.hex(),
+            "answerer": peer,
+            "request": hash_of(data),
+            "users": len(users),
+            "points": size,
+        }
         with self._alone():
             self._store.put(session, json.dumps(kept).encode())
         return _written(out / f"{_stem(header)}.request", data)
@@ -160,6 +168,11 @@ class Overlap:
             if blob is None:
                 raise ProtocolError("answers no open request of this partner: counted already, or asked elsewhere")
             kept = json.loads(blob)
+            if (version := kept.get("version")) != OVERLAP_VERSION:
+                raise ProtocolError(
+                    f"answers a request that a release of version {version!r:.20} kept, this one reads {OVERLAP_VERSION}:"
+                    " ask anew"
+                )
             if (header.answerer, header.request, header.points) != (kept["answerer"], kept["request"], kept["points"]):
                 raise ProtocolError(f"does not answer the request that was sent to {kept['answerer']} in this session")
             theirs, own = points[header.points :], points[: header.points]

@@ -24,6 +24,7 @@ from common.errors import ConfigError, ProtocolError, UsageError
 from common.secagg.keys import SIGNATURE_BYTES, sign, verify
 from common.secagg.roster import Roster
 
+OVERLAP_VERSION = 1
 FEWEST_POINTS, MOST_POINTS = 2**10, 2**22
 
 _MAGIC = b"hushclick-overlap\n"
@@ -184,8 +185,13 @@ def _header(text: bytes, kind: type[Header]) -> Header:
     except (ValueError, RecursionError):
         raise ProtocolError("its header is not JSON") from None
     wanted = kind.kind
-    if not isinstance(table, dict) or table.get("version") != 1 or table.get("kind") != wanted:
-        raise ProtocolError(f"not a {wanted} of version 1; this step needs one")
+    if not isinstance(table, dict) or table.get("kind") != wanted:
+        raise ProtocolError(f"not a {wanted} of version {OVERLAP_VERSION}; this step needs one")
+    if table.get("version") != OVERLAP_VERSION:
+        raise ProtocolError(
+            f"a {wanted} of version {table.get('version')!r:.20}, and this release reads {OVERLAP_VERSION}: both"
+            " partners need releases of one version; ask anew then"
+        )
     try:
         return parse_table(kind, table)
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from client.erasure import Erased
 from client.overlap.points import normalised
 from client.partner import PartnerConfig, PartnerOverlap
 from common.card import load_card
@@ -13,13 +14,15 @@ from common.secagg.keys import KEY_BYTES, derive
 def read_identifiers(config: PartnerConfig) -> list[str]:
     """Returns the distinct identifiers of this partner's users, normalised, in ascending order.
 
-    They are the lines of `overlap.identifiers` where it is set, else the users of the click log.
+    They are the lines of `overlap.identifiers` where it is set, else the users of the click log; without those that
+    asked to be erased.
 
     Raises:
         DataError: where they cannot be read.
     """
     fold_case = config.overlap.fold_case
-    found = {normalised(text, fold_case=fold_case) for text in _texts(config)}
+    others = Erased(Path(config.state)).others(_texts(config), fold_case=fold_case)
+    found = {normalised(text, fold_case=fold_case) for text in others}
     return sorted(found - {""})
 
 

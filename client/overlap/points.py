@@ -32,6 +32,8 @@ def normalised(text: str, *, fold_case: bool) -> str:
     With `fold_case`, so do upper and lower case, and full and half width (NFKC): for e-mail addresses, not for ids in
     which A and a differ.
     """
+    if text.isascii():  # which has nothing of all this but blanks and case
+        return (text.lower() if fold_case else text).strip()
     visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
     if not fold_case:
         return unicodedata.normalize("NFC", visible).strip()

@@ -6,6 +6,7 @@ process of the machine must not be able to stand in for the partner's worker.
 
 import os
 import pwd
+import socket
 import stat
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from client.rpc.pieces import pieces_of, read_pieces
 from client.rpc.worker_pb2 import Head
 from client.rpc.worker_pb2_grpc import PartnerWorkerStub
-from common.addresses import UNIX
+from common.addresses import UNIX, split_address
 from common.errors import HushclickError, ProtocolError
 
 _MOST_ANSWER_BYTES = 2**34
+_PROBE_SECONDS = 5.0
 _NOT_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_NOT_RUNNING = "this partner's worker is not running; start it with hushclick worker"
+_HANGS = "this partner's worker does not answer, though something listens: is it stopped, or the machine overloaded?"
 
 
 def ask(
@@ -49,10 +53,35 @@ def ask(
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
             if code in _NOT_THERE:
-                raise HushclickError("this partner's worker is not running; start it with hushclick worker") from None
+                raise HushclickError(_HANGS if _is_listened_on(address) else _NOT_RUNNING) from None
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise HushclickError(f"this partner's worker gave no answer within {timeout_seconds:g} s") from None
             raise ProtocolError(f"this partner's worker broke off ({code.name})") from None
+
+
+def why_not_serving(address: str, owner: str) -> str:
+    """Returns what keeps this process from a worker's answers; nothing where it answers, and is ready."""
+    try:
+        if address.startswith(UNIX):
+            require_owner(Path(address.removeprefix(UNIX)), owner)
+    except HushclickError as error:
+        return str(error)
+    if is_serving(address):
+        return ""
+    return _HANGS if _is_listened_on(address) else _NOT_RUNNING
+
+
+def _is_listened_on(address: str) -> bool:
+    """Returns whether a plain connection comes about: gRPC calls a worker that hangs unavailable, like none at all."""
+    place: str | tuple[str, int]
+    if address.startswith(UNIX):
+        family, place = socket.AF_UNIX, address.removeprefix(UNIX)
+    else:
+        host, port = split_address(address, "worker")
+        family, place = socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port)
+    with socket.socket(family) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        return probe.connect_ex(place) == 0
 
 
 def is_serving(address: str) -> bool:
@@ -66,7 +95,7 @@ def is_serving(address: str) -> bool:
         return bool(found.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def require_owner(socket: Path, owner: str) -> None:
+def require_owner(path: Path, owner: str) -> None:
     """Refuses a socket, or a folder of it, that another user could have put there.
 
     Raises:
@@ -74,18 +103,30 @@ def require_owner(socket: Path, owner: str) -> None:
     """
     expected = user_number(owner)
     try:
-        found, folder = socket.stat(), socket.parent.stat()
+        found, folder = path.stat(), path.parent.stat()
+    except PermissionError:
+        raise HushclickError(_closed(path.name)) from None
     except OSError:
-        raise HushclickError("this partner's worker is not running; start it with hushclick worker") from None
+        raise HushclickError(_NOT_RUNNING) from None
     if not stat.S_ISSOCK(found.st_mode):
-        raise HushclickError(f"{socket.name}: is no socket; name the worker's own")
+        raise HushclickError(f"{path.name}: is no socket; name the worker's own")
     if found.st_uid != expected or folder.st_uid not in (expected, 0):
         raise HushclickError(
-            f"{socket.name}: belongs to user {found.st_uid} in a folder of user {folder.st_uid}, the worker's user is"
-            f" {expected}: somebody else's worker is not asked; set worker-owner, or remove the socket"
+            f"{path.name}: belongs to user {found.st_uid} in a folder of user {folder.st_uid}, the worker's user is"
+            f" {expected}: somebody else's worker is not asked; set worker_owner, or remove the socket"
         )
     if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
-        raise HushclickError(f"{socket.name}: everybody can write to its folder; chmod o-w it")
+        raise HushclickError(f"{path.name}: everybody can write to its folder; chmod o-w it")
+    if not os.access(path, os.W_OK, effective_ids=True):  # which gRPC would call "unavailable"
+        raise HushclickError(_closed(path.name))
+
+
+def _closed(name: str) -> str:
+    return (
+        f"{name}: permission denied, user {os.geteuid()} may not reach this partner's worker; set worker.group in"
+        " worker.toml to a group of that user's, start the worker again, and see that the folders above the socket"
+        " let that user through"
+    )
 
 
 def user_number(owner: str) -> int:
@@ -101,4 +142,4 @@ def user_number(owner: str) -> int:
     try:
         return pwd.getpwnam(owner).pw_uid
     except KeyError:
-        raise HushclickError(f"worker-owner = {owner!r:.80}: no such user on this machine") from None
+        raise HushclickError(f"worker_owner = {owner!r:.80}: no such user on this machine") from None

@@ -60,31 +60,52 @@ def read_pieces(pieces: Iterable[Piece], most_bytes: int) -> tuple[Head, RecordD
     expected += sum(array.num_bytes for section in head.sections for array in section.arrays)
     if expected > most_bytes:
         raise ProtocolError(f"a message of {expected} bytes: at most {most_bytes}")
-    return head, _record(head, _Body(_body(stream, expected)))
-
-
-def _body(stream: Iterator[Piece], expected: int) -> bytes:
-    body = bytearray()
-    for piece in stream:
-        if piece.WhichOneof("piece") != "body":
-            raise ProtocolError("a second head in one message")
-        body += piece.body
-        if len(body) > expected:
-            break
-    if len(body) != expected:
-        raise ProtocolError(f"a message of {len(body)} bytes or more, its head announces {expected}")
-    return bytes(body)
+    body = _Body(stream, expected)
+    record = _record(head, body)
+    body.require_end()
+    return head, record
 
 
 class _Body:
-    """The bytes of a message, handed out in order."""
+    """The bytes of a message, handed out in order as they come: of no more than one field are there two copies."""
 
-    def __init__(self, data: bytes) -> None:
-        self._view, self._place = memoryview(data), 0
+    def __init__(self, stream: Iterator[Piece], expected: int) -> None:
+        self._stream, self._expected = stream, expected
+        self._came, self._left = 0, memoryview(b"")
 
     def take(self, count: int) -> bytes:
-        start, self._place = self._place, self._place + count
-        return bytes(self._view[start : self._place])
+        """Returns the next bytes.
+
+        Raises:
+            ProtocolError: where fewer come, or something else than bytes.
+        """
+        parts: list[memoryview] = []
+        while count:
+            if not self._left and not self._next():
+                raise self._unlike()
+            part, self._left = self._left[:count], self._left[count:]
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def require_end(self) -> None:
+        """Raises `ProtocolError` where more bytes come than the head announces."""
+        if self._left or self._next():
+            raise self._unlike()
+
+    def _next(self) -> bool:
+        """Takes the next piece that is not empty; returns whether there was one."""
+        for piece in self._stream:
+            if piece.WhichOneof("piece") != "body":
+                raise ProtocolError("a second head in one message")
+            self._left = memoryview(piece.body)
+            self._came += len(self._left)
+            if self._left:
+                return True
+        return False
+
+    def _unlike(self) -> ProtocolError:
+        return ProtocolError(f"a message of {self._came} bytes or more, its head announces {self._expected}")
 
 
 def _section(name: str, part: Any, body: list[bytes]) -> Section:

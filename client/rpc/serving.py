@@ -10,8 +10,10 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,14 @@ _THREADS = 4  # an answer and its stream; a second question waits in the worker,
 _MOST_STREAMS = 16
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long a stream may stand still, and take in all: a GiB over a socket of this machine takes a few seconds."""
+
+    still_seconds: float = 30.0
+    seconds: float = 600.0
+
+
 Answerer = Callable[[str, RecordDict], RecordDict | Refused]
 
 
@@ -45,18 +55,28 @@ class WorkerServer:
         most_bytes: of one question.
         refused: error code of a question that is not of the contract.
         group: of the socket and its folder, so that the shim's user may connect; empty = nobody else.
+        limits: of a question that comes, and of an answer that goes.
 
     Raises:
         ConfigError: for an address that cannot be listened on, or is not local.
     """
 
-    def __init__(self, address: str, answer: Answerer, most_bytes: int, refused: int, group: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        answer: Answerer,
+        most_bytes: int,
+        refused: int,
+        group: str = "",
+        limits: Limits = Limits(),
+    ) -> None:
         self._address = address
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="answer"), maximum_concurrent_rpcs=_MOST_STREAMS
         )
-        add_PartnerWorkerServicer_to_server(_Servicer(answer, most_bytes, refused), self._server)  # type: ignore[no-untyped-call]
+        servicer = _Servicer(answer, most_bytes, refused, limits)
+        add_PartnerWorkerServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         path = _path_of(address)
         if path:
@@ -88,20 +108,66 @@ class WorkerServer:
 
 
 class _Servicer(PartnerWorkerServicer):
-    def __init__(self, answer: Answerer, most_bytes: int, refused: int) -> None:
-        self._answer, self._most_bytes, self._refused = answer, most_bytes, refused
+    def __init__(self, answer: Answerer, most_bytes: int, refused: int, limits: Limits) -> None:
+        self._answer, self._most_bytes, self._refused, self._limits = answer, most_bytes, refused, limits
         self._reading = threading.Semaphore(2)  # questions in memory at a time
 
     def Answer(self, request_iterator: Iterator[Piece], context: Any) -> Iterator[Piece]:  # noqa: N802 (gRPC's name)
-        with self._reading:
-            try:
-                head, content = read_pieces(request_iterator, self._most_bytes)
-            except (HushclickError, grpc.RpcError) as error:
-                text = str(error) if isinstance(error, ProtocolError) else "the question broke off"
-                log.warning("a question that is not answered: %s", text)
-                return refusal_pieces(self._refused, text)
-            answer = self._answer(head.type, content)
-        return refusal_pieces(answer.code, answer.text) if isinstance(answer, Refused) else pieces_of(answer)
+        try:
+            with self._reading:
+                answer = self._answered(request_iterator, context)
+            pieces = refusal_pieces(answer.code, answer.text) if isinstance(answer, Refused) else pieces_of(answer)
+            with _Moving(self._limits, context) as moving:  # an answer that nobody reads must not hold a thread
+                yield from moving.through(pieces)
+        except grpc.RpcError:
+            raise
+        except Exception as error:  # what it says may hold data, and gRPC would pass it on: only its kind leaves
+            log.error("an answer that failed: %s", type(error).__name__)
+            yield from refusal_pieces(self._refused, f"internal error: {type(error).__name__}")
+
+    def _answered(self, pieces: Iterator[Piece], context: Any) -> RecordDict | Refused:
+        try:
+            with _Moving(self._limits, context) as moving:
+                head, content = read_pieces(moving.through(pieces), self._most_bytes)
+        except (ProtocolError, grpc.RpcError) as error:
+            text = str(error) if isinstance(error, ProtocolError) else "the question broke off"
+            log.warning("a question that is not answered: %s", text)
+            return Refused(self._refused, text)
+        try:
+            return self._answer(head.type, content)
+        except HushclickError as error:  # an audit log that cannot be written, say: paths stay in the own log
+            log.error("%s", error)
+            return Refused(self._refused, f"refused ({type(error).__name__}); this partner's own log says why")
+
+
+class _Moving:
+    """Breaks a stream off that stands still, or takes too long: half a message must not hold a place for ever."""
+
+    def __init__(self, limits: Limits, context: Any) -> None:
+        self._limits, self._context = limits, context
+        self._started = self._moved = time.monotonic()
+        self._over = threading.Event()
+
+    def __enter__(self) -> "_Moving":
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def through(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Passes pieces on, and notes that they move."""
+        for piece in pieces:
+            self._moved = time.monotonic()
+            yield piece
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._limits.still_seconds / 4)):
+            now = time.monotonic()
+            still, long = now - self._moved, now - self._started
+            if still > self._limits.still_seconds or long > self._limits.seconds:
+                self._context.cancel()
+                return
 
 
 def _path_of(address: str) -> Path | None:
@@ -115,7 +181,10 @@ def _make_room(path: Path, group: str) -> None:
             f"worker.listen = {path}: a path of over 100 bytes is too long for a socket; use a shorter one"
         )
     if not path.parent.exists():  # a folder that was there, /run say, is somebody's to keep as it is
-        path.parent.mkdir(parents=True)
+        for folder in [one for one in reversed(path.parent.parents) if not one.exists()]:
+            folder.mkdir()
+            folder.chmod(0o711 if group else 0o700)  # the group must get through, whatever the umask
+        path.parent.mkdir()
         _give(path.parent, group, 0o750 if group else 0o700)
     if not path.exists():
         return

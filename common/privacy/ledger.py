@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.errors import LedgerError
+from common.errors import LedgerError, disk_says
 from common.privacy.chain import Chain, Kind, LedgerHead, NewerLedgerError, Owner, owner_record
 from common.privacy.events import DpEvent
 
@@ -234,7 +234,7 @@ class Ledger:
             _write_all(descriptor, new_bytes)
             self._flush(descriptor)
         except OSError as error:
-            raise self._error(f"cannot be written ({error.strerror}), so nothing may be released") from None
+            raise self._error(f"cannot be written ({disk_says(error)}), so nothing may be released") from None
         chain.absorb(new_bytes)
 
     def _set_torn_bytes_aside(self, descriptor: int) -> None:

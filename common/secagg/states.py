@@ -69,6 +69,8 @@ class Masked:
     survivors: tuple[int, ...] = ()  # after stage 3
 
 
+STATE_VERSION = 1
+
 State = Advertised | Shared | Masked
 _KINDS: dict[str, type[State]] = {kind.__name__: kind for kind in (Advertised, Shared, Masked)}
 
@@ -76,7 +78,8 @@ _KINDS: dict[str, type[State]] = {kind.__name__: kind for kind in (Advertised, S
 def dump_state(state: State) -> bytes:
     """Returns a state as JSON; whoever stores it seals it."""
     return json.dumps(
-        {"kind": type(state).__name__} | {f.name: _plain(getattr(state, f.name)) for f in fields(state)}
+        {"version": STATE_VERSION, "kind": type(state).__name__}
+        | {f.name: _plain(getattr(state, f.name)) for f in fields(state)}
     ).encode()
 
 
@@ -84,6 +87,11 @@ def load_state(blob: bytes) -> State:
     """Returns the state in what `dump_state` returned; raises `ProtocolError` for anything else."""
     try:
         table = json.loads(blob)
+        if (version := table.pop("version")) != STATE_VERSION:
+            raise ProtocolError(
+                f"a round's stored state of version {version!r:.20}, and this release reads {STATE_VERSION}; the round"
+                " is over for this participant, the next one begins anew"
+            )
         kind = _KINDS[table.pop("kind")]
         return kind(**{name: _rich(value) for name, value in table.items()})
     except (ValueError, KeyError, TypeError, AttributeError):

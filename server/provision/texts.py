@@ -44,6 +44,7 @@ ledger = "ledger.jsonl" # what was spent; back it up, and never put an older cop
 state = "state" # folder for what was sent last, so that no noise is drawn twice
 identity = "identity.pem"
 roster = "roster.toml" # compare its hash with the other partners': `hushclick check client.toml` prints it
+signing_key = "signing.pub" # the final model is taken only if it is signed with this key
 
 # Must be the same at all partners and at the server.
 {elsewhere}{model}
@@ -51,7 +52,19 @@ roster = "roster.toml" # compare its hash with the other partners': `hushclick c
 # Nothing that the server sends can change it; a server that asks for more is refused.
 {privacy}
 # DECIDE: the least that this partner takes part under.
-{aggregation}"""
+{aggregation}
+# How long this partner keeps what it need not keep for ever. The ledger and the audit log are kept whole.
+[retention]
+log_days = 30 # state/worker.log and state/supernode.log, by day
+secrets_hours = 24.0 # a round's secrets and contribution go with the round, and at the latest then
+delivered_models = 5 # the newest so many
+
+# Where what Flower runs is another user (`shim_user` in client.toml): a socket outside this folder, which stays mode
+# 0700, and a group of that user's.
+# [worker]
+# listen = "unix:/run/hushclick/{partner.name}/socket"
+# group = "hushclick-shim"
+"""
 
 
 def _is_path(config: Config) -> bool:
@@ -79,6 +92,13 @@ ca = "ca.crt" # the consortium's own authority; no other is trusted
 node_key = "node.key" # what the server knows this partner's connection by
 worker = "worker.toml"
 signing_key = "signing.pub" # what the final model is signed with
+# DECIDE: another user for all that Flower runs, so that it cannot read this folder; `hushclick client` is then started
+# as root, and worker.toml names listen and group of its socket.
+# shim_user = "hushclick-shim"
+# Or the worker runs by itself, in a container or a service of its own; this file is then all that `client` reads.
+# start_worker = false
+# worker_socket = "unix:/run/hushclick/{partner.name}/socket"
+# worker_owner = "10001" # name or number of the worker's user
 """
 
 
@@ -102,6 +122,7 @@ signing_key = "signing.key"
 nodes = "nodes" # public node keys; a partner whose file is gone is taken off the list
 database = "superlink.db"
 log = "superlink.log"
+log_days = 30 # that what is turned of it by day is kept; the audit log is kept whole
 """
 
 

@@ -89,7 +89,7 @@ def state_of(config: PartnerConfig) -> dict[str, Any]:
         "charged": len(ledger.events()),
         "numbers": sorted(ledger._chain.reserved),
         "uncommitted": len(ledger.uncommitted()),
-        "kept": hashlib.sha256(found[3].tobytes()).hexdigest() if found else None,
+        "kept": hashlib.sha256(found.delta_D.tobytes()).hexdigest() if found and found.delta_D is not None else None,
     }
 
 

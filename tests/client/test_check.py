@@ -273,7 +273,7 @@ def test_the_boundary_is_one_of_users_or_none(
     user: str, root: bool, ok: bool, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.getuid", lambda: 0 if root else 1)
-    found, text = boundary(ClientConfig(name="a", superlink="localhost:1", shim_user=user))
+    found, text = boundary(ClientConfig(name="a", superlink="localhost:1", shim_user=user), None)
     assert found is ok
     assert says in text
     assert found is not ("NO BOUNDARY" in text)

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.rpc.asking import ask, is_serving, require_owner, user_number
+from client.rpc.asking import ask, is_serving, require_owner, user_number, why_not_serving
 from client.rpc.pieces import PART_BYTES, VERSION, pieces_of, read_pieces, refusal_pieces
 from client.rpc.refused import Refused
-from client.rpc.serving import WorkerServer
+from client.rpc.serving import Limits, WorkerServer
 from client.rpc.worker_pb2 import Array as ArrayHead
 from client.rpc.worker_pb2 import Field, Head, Piece, Section
 from client.rpc.worker_pb2_grpc import PartnerWorkerStub
-from common.errors import ConfigError, HushclickError, ProtocolError
+from common.errors import ConfigError, HushclickError, LedgerError, ProtocolError
 
 ROOT = Path(__file__).parents[2]
 VALUES = st.one_of(
@@ -218,3 +220,96 @@ def test_a_path_too_long_for_a_socket_and_a_file_in_its_place_are_refused(short:
 def test_a_group_that_does_not_exist_is_refused(short: Path) -> None:
     with pytest.raises(ConfigError, match="no such group"):
         WorkerServer(f"unix:{short}/in/socket", lambda *_: ECHO, 10, 101, group="no-group-of-that-name")
+
+
+def still(*pieces: Piece) -> Iterator[Piece]:
+    """A stream of which nothing more comes, for longer than any test waits."""
+    yield from pieces
+    threading.Event().wait(300)
+
+
+def test_half_a_question_does_not_hold_a_place_for_ever(short: Path) -> None:
+    """Two half questions take both reading places; the next is answered once they have stood still for long enough."""
+    limits = Limits(still_seconds=1.0, seconds=60.0)
+    server = WorkerServer(f"unix:{short}/socket", lambda _, content: content, 10**6, 101, limits=limits)
+    server.start()
+    with grpc.insecure_channel(f"unix:{short}/socket") as channel:
+        stub = PartnerWorkerStub(channel)
+        halves = [stub.Answer(still(head(BLOB), Piece(body=b"12"))) for _ in range(3)]
+        assert ask(f"unix:{short}/socket", "", "query.join", ECHO, 60)[1]["f"]["x"] == 1
+        for half in halves:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(half)
+            assert caught.value.code() is grpc.StatusCode.CANCELLED
+    server.stop(1)
+
+
+def test_a_question_that_trickles_is_broken_off_in_the_end(short: Path) -> None:
+    """Each piece moves, none of them ends it."""
+    limits = Limits(still_seconds=60.0, seconds=1.0)
+    server = WorkerServer(f"unix:{short}/socket", lambda _, content: content, 10**6, 101, limits=limits)
+    server.start()
+
+    def trickle() -> Iterator[Piece]:
+        yield head(BLOB)
+        while True:
+            time.sleep(0.05)
+            yield Piece(body=b"")
+
+    with grpc.insecure_channel(f"unix:{short}/socket") as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(PartnerWorkerStub(channel).Answer(trickle(), timeout=60))
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
+    server.stop(1)
+
+
+def test_a_message_is_never_held_more_than_twice() -> None:
+    """One field of 8 MiB in parts: what came, and the whole; a third copy would be seen."""
+    record = RecordDict({"a": ArrayRecord({"x": array(np.zeros(2**21, "<f4"))})})
+    pieces = list(pieces_of(record))
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    _, found = read_pieces((Piece.FromString(piece.SerializeToString()) for piece in pieces), 10**8)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert same(found, record)
+    assert peak < 2.4 * 2**23, peak / 2**23
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (LedgerError("audit.jsonl cannot be written (No space left on device)"), "refused (LedgerError); this partner"),
+        (ZeroDivisionError("user-17 clicked"), "internal error: ZeroDivisionError"),
+    ],
+)
+def test_whatever_fails_leaves_only_as_its_kind(short: Path, raised: Exception, says: str) -> None:
+    def answer(_: str, __: RecordDict) -> RecordDict:
+        raise raised
+
+    server = WorkerServer(f"unix:{short}/socket", answer, 10**6, 101)
+    server.start()
+    found, content = ask(f"unix:{short}/socket", "", "query.join", ECHO, 20)
+    server.stop(1)
+    assert (found.refusal.code, len(content)) == (101, 0)
+    assert found.refusal.text.startswith(says)
+    assert "user-17" not in found.refusal.text
+    assert "No space" not in found.refusal.text
+
+
+def test_an_answer_that_the_contract_has_no_word_for_leaves_only_as_its_kind(short: Path) -> None:
+    answer = RecordDict({"f": ConfigRecord({"x": [1, 2]})})
+    server = WorkerServer(f"unix:{short}/socket", lambda *_: answer, 10**6, 101)
+    server.start()
+    found, _ = ask(f"unix:{short}/socket", "", "query.join", ECHO, 20)
+    server.stop(1)
+    assert found.refusal.text == "internal error: ProtocolError"
+
+
+def test_a_worker_that_hangs_is_not_called_one_that_does_not_run(short: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(short / "socket"))
+        hanging.listen()
+        assert "does not answer, though something listens" in why_not_serving(f"unix:{short}/socket", "")
+    assert "is not running" in why_not_serving(f"unix:{short}/socket", "")

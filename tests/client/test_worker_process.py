@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from partner_folder import task_for, write_partner
 from client.partner import PartnerConfig, PartnerWorker, dump_partner
 from client.rpc.asking import ask, is_serving
 from client.worker import Worker
-from common.auditlog import read_audit_log
+from client.worker_command import serve
+from common.auditlog import AuditLog, read_audit_log
 from common.message_types import BUDGET_EXHAUSTED, QUERY_JOIN, TRAIN_UPDATE
 from common.messages import JoinReply, JoinTask, TrainReply, TrainTask
 from common.privacy.ledger import Ledger
@@ -115,6 +117,44 @@ def test_a_worker_without_budget_ends_with_exit_code_3_once_nobody_asks(partner:
     assert process.returncode == 3
     assert "the privacy budget holds no further round" in err.decode()
     assert read_audit_log(Path(partner.state) / "audit.jsonl")[-1]["exhausted"] is True
+
+
+def test_a_worker_whose_budget_comes_back_one_day_stays_up(tiny_encoder: Path, partner: PartnerConfig) -> None:
+    """With a period, an exhausted budget is a pause: served in this process, and asked until it is exhausted."""
+    config = replace(partner, privacy=replace(partner.privacy, period_days=30))
+    config = replace(config, worker=replace(config.worker, linger_seconds=0.5))
+    task = task_for(Worker(replace(config, ledger=config.ledger + ".other", state=config.state + ".other")))
+    stop, audit, found = threading.Event(), AuditLog(Path(config.state) / "audit.jsonl"), []
+    thread = threading.Thread(target=lambda: found.append(serve(config, audit, stop)))
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not is_serving(config.worker.listen) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        codes = [told(config, TRAIN_UPDATE, replace(task, round=number).to_record())[0] for number in range(1, 7)]
+        assert codes[-1] == BUDGET_EXHAUSTED
+        time.sleep(2.5)  # beyond linger_seconds
+        assert thread.is_alive()
+        assert is_serving(config.worker.listen)
+    finally:
+        stop.set()
+        thread.join(30)
+        audit.close()
+    assert found == [{"partner": "shop", "answered": codes.count(0), "refused": len(codes) - codes.count(0)}]
+
+
+def test_a_users_erasure_reaches_a_running_worker_and_its_audit_log(partner: PartnerConfig, start: Start) -> None:
+    process = start()
+    path = str(Path(partner.state).parent / "worker.toml")
+    words = [sys.executable, "-m", "common.cli", "erase", path, "--user", "u1", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    log, deadline = Path(partner.state) / "audit.jsonl", time.monotonic() + 30
+    while not any(one["what"] == "erased" for one in read_audit_log(log)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [one["users"] for one in read_audit_log(log) if one["what"] == "erased"] == [1]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
 
 
 def test_metrics_are_the_partners_own_and_on_loopback(partner: PartnerConfig, start: Start) -> None:

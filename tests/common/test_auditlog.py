@@ -56,7 +56,7 @@ def test_a_removed_and_a_moved_record_are_found(tmp_path: Path) -> None:
 def test_another_version_is_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_text(json.dumps({"version": 2, "sequence": 1, "previous": GENESIS, "sha256": "0"}) + "\n")
-    with pytest.raises(LedgerError, match="version 2, this release reads 1"):
+    with pytest.raises(LedgerError, match="version 2, and this release reads 1"):
         read_audit_log(path)
 
 

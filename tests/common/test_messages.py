@@ -11,12 +11,14 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from common.config import PrivacyConfig
 from common.contribution import LocalDelta, NoisedStep
 from common.errors import ProtocolError
+from common.lineage import MODEL_FILES
 from common.message_types import BUDGET_EXHAUSTED, REFUSED
 from common.messages import (
     AnchorTask,
     CatalogueTask,
     JoinReply,
     JoinTask,
+    ModelTask,
     StatisticsReply,
     StatisticsTask,
     TrainingPlan,
@@ -29,7 +31,7 @@ COUNTS = np.array([[1.0, 0.0, 2.0], [4.0, 0.0, 2.0]])
 TASK = TrainTask("run", 3, 0, 0.5, "f" * 64, PLAN, np.array([1.5, -2.25, 0.0], np.float32))
 MESSAGES = [
     JoinTask("run-é"),
-    JoinReply("shop", 120, "a" * 64, True, "b" * 64, "c" * 64),
+    JoinReply("shop", 120, "a" * 64, True, "b" * 64, "c" * 64, "d" * 64),
     AnchorTask("run", "0123456789abcdef" * 4),
     StatisticsTask("run", ("i1", "")),
     StatisticsReply(COUNTS),
@@ -37,6 +39,7 @@ MESSAGES = [
     TASK,
     TrainReply(3, LocalDelta(np.array([0.1, -1e-30, 3e38], np.float32), 0.25)),
     TrainReply(2**40, NoisedStep(np.array([2**62, -5], np.int64), 2**53), "c" * 64),
+    ModelTask("run", {name: name.encode() for name in MODEL_FILES}),
 ]
 IDS = [type(message).__name__ for message in MESSAGES]
 

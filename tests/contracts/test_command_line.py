@@ -13,7 +13,7 @@ from common.cli import COMMANDS, build_parser, main
 
 NAMES = [
     *("simulate", "sweep", "audit", "budget", "check", "provision", "keys", "server", "worker", "client"),
-    *("report", "data", "predict", "rank", "explain", "copy", "refresh", "serve"),
+    *("erase", "report", "data", "models", "predict", "rank", "explain", "copy", "refresh", "serve"),
 ]
 
 
@@ -22,7 +22,11 @@ def test_the_commands_are_the_promised_ones_in_their_order() -> None:
 
 
 # The word that follows a command's name.
-ACTIONS = {"budget": ["plan", "show", "forecast"], "keys": ["new", "rotate", "show"]}
+ACTIONS = {
+    "budget": ["plan", "show", "forecast"],
+    "keys": ["new", "rotate", "show"],
+    "models": ["add", "list", "show", "promote", "verify"],
+}
 SPELT = [[name, *action] for name in NAMES for action in [[one] for one in ACTIONS.get(name, [])] or [[]]]
 
 
@@ -98,12 +102,21 @@ def test_what_is_not_built_yet_says_so_and_exits_2(name: str, capsys: pytest.Cap
         (["provision"], "provision needs a consortium"),
         (["provision", "nowhere.toml"], "provision needs --out DIR"),
         (["provision", "nowhere.toml", "--out", "runs/kits"], "no such file"),
+        (["erase"], "erase needs a configuration"),
+        (["erase", "nowhere.toml", "--user", "u1"], "no such file"),
+        (["erase", "nowhere.toml"], "erase needs --user ID"),
         (["keys"], "keys needs one of new, rotate, show"),
         (["keys", "new"], "keys new needs --out DIR"),
         (["keys", "new", "x"], "keys new takes no file"),
         (["keys", "rotate", "nowhere"], "no such folder"),
         (["keys", "show"], "keys show needs a key or certificate file"),
         (["keys", "show", "nowhere.pem"], "no such file"),
+        (["models"], "models needs one of add, list, show, promote, verify"),
+        (["models", "list"], "models list needs a registry"),
+        (["models", "list", "nowhere"], "no such registry"),
+        (["models", "add", "nowhere"], "models add needs --model DIR"),
+        (["predict"], "predict needs a worker.toml or a model folder"),
+        (["predict", "nowhere"], "no such worker.toml and no such model folder"),
     ],
 )
 def test_usage_errors_name_the_mend_and_exit_2(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from client.deployment import ClientConfig
 from client.partner import PartnerConfig
 from common.config import Config, load_config
 
@@ -107,6 +108,7 @@ def test_configuration_keys_are_frozen(table: str) -> None:
 
 PARTNER_KEYS = {
     "overlap": "partners identifiers fold_case secret least_users days_between_answers",
+    "retention": "log_days secrets_hours delivered_models",
 }
 
 
@@ -114,6 +116,12 @@ PARTNER_KEYS = {
 def test_keys_of_a_partners_own_file_are_frozen(table: str) -> None:
     kind = {field.name: field.default_factory for field in fields(PartnerConfig)}[table]
     assert set(PARTNER_KEYS[table].split()) <= {field.name for field in fields(kind)}  # type: ignore[arg-type]
+
+
+def test_keys_of_a_clients_own_file_are_frozen() -> None:
+    """A client.toml in a partner's container must be read by the next release."""
+    keys = "name superlink ca node_key worker signing_key shim_user start_worker worker_socket worker_owner"
+    assert set(keys.split()) <= {field.name for field in fields(ClientConfig)}
 
 
 def test_every_shipped_configuration_parses() -> None:

@@ -57,6 +57,14 @@ def test_demo_on_few_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @needs_models
+def test_deploy_on_few_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("data.max_users=60", "round.num_rounds=2", 'server.floors=["base_rate"]')
+    metrics = simulate("deploy.toml", tmp_path, capsys, *settings)
+    assert metrics["data"]["source"] == "movielens"
+    assert metrics["privacy"]["epsilon"] <= 8.0
+
+
+@needs_models
 def test_scale_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = simulate(
         "scale.toml",

@@ -17,6 +17,7 @@ from kits import Operator, consortium
 
 from client.certificate_check import check_certificates
 from client.deployment import ClientConfig, load_client
+from server.control import Control
 from server.deployment import load_deployment, node_keys
 
 BIN = Path(sys.executable).parent
@@ -97,20 +98,42 @@ def test_flower_takes_the_kits(tmp_path: Path, capsys: pytest.CaptureFixture[str
         lines = check_certificates(clients["shop-a"])
         assert all(ok for ok, _ in lines), (lines, (tmp_path / "link.log").read_text())
         assert lines[-1][1].startswith("clock: within")  # the SuperLink says its time
-        known = {}
-        for name in ("shop-a", "shop-b"):  # the third has a kit, and is not registered
-            answer = flwr(control, "supernode", "register", str(node_keys(server)[name]), "--name", name)
-            known[str(answer["node-id"])] = name
+        operators = Control(tmp_path / "operator", f"127.0.0.1:{port}", Path(server.ca))
+        operators.know({name: node_keys(server)[name] for name in ("shop-a", "shop-b")})  # the third has a kit alone
+        known = {found["node"]: name for name, found in operators._written().items()}
         for name, client in clients.items():
             stack.enter_context(running(supernode(client), tmp_path / f"node-{name}", tmp_path / f"{name}.log"))
+
+        def listed() -> dict[str, str]:
+            nodes = flwr(control, "supernode", "list")["nodes"]
+            return {known.get(str(node["node-id"]), "?"): node["status"] for node in nodes}
+
         status: dict[str, str] = {}
         deadline = time.monotonic() + SECONDS
         while list(status.values()).count("online") < 2 and time.monotonic() < deadline:
-            nodes = flwr(control, "supernode", "list")["nodes"]
-            status = {known.get(node["node-id"], "?"): node["status"] for node in nodes}
+            status = listed()
         assert status == {"shop-a": "online", "shop-b": "online"}, (tmp_path / "shop-a.log").read_text()
-        said = ""
+        said, deadline = "", time.monotonic() + SECONDS
         while "Failed to activate SuperNode" not in said and time.monotonic() < deadline:
             time.sleep(0.5)
             said = (tmp_path / "shop-c.log").read_text()
         assert "Failed to activate SuperNode" in said
+        # shop-b leaves for good: its key is gone from the server's folder, and its node from the SuperLink.
+        table = consortium(server={"host": ["localhost", "127.0.0.1"], "port": port})
+        table["partners"] = [partner for partner in table["partners"] if partner["name"] != "shop-b"]
+        operator.provision(table)
+        assert "shop-b" not in node_keys(server)
+        operators.know({"shop-a": node_keys(server)["shop-a"]})
+        assert listed() == {"shop-a": "online", "shop-b": "unregistered"}
+        said, again, deadline = "", tmp_path / "again.log", time.monotonic() + SECONDS
+        stack.enter_context(running(supernode(clients_of_removed(operator)), tmp_path / "node-again", again))
+        while "Failed to activate SuperNode" not in said and time.monotonic() < deadline:
+            time.sleep(0.5)
+            said = again.read_text()
+        assert "Failed to activate SuperNode" in said
+        assert listed() == {"shop-a": "online", "shop-b": "unregistered"}
+
+
+def clients_of_removed(operator: Operator) -> ClientConfig:
+    """Returns what the partner that left would still start from: its own copy of its kit."""
+    return load_client(operator.kits / "removed" / "shop-b" / "client.toml")

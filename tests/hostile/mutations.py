@@ -175,6 +175,17 @@ LEDGER_MUTATIONS = (
     Mutation(LEDGER, ((f"if {_OWNER}:", "if False:"),), _FORMAT.format("a_ledger_of_another_owner_is_neither_read_nor_written")),
 )  # fmt: skip
 
+USERDATA, ERASURE, RETENTION = "client/userdata.py", "client/erasure.py", "client/retention.py"
+_ERASED, _KEPT = "tests/client/test_erasure.py::test_{}", "tests/client/test_retention.py::test_{}"
+ERASURE_MUTATIONS = (
+    Mutation(USERDATA, (("self.erased.without(rows).groupby", "rows.groupby"),), _ERASED.format("a_running_worker_trains_on_nobody_who_was_erased")),
+    Mutation(USERDATA, (("if self._loaded is None or self._loaded[0] != mark:", "if self._loaded is None:"),), _ERASED.format("a_running_worker_trains_on_nobody_who_was_erased")),
+    Mutation(ERASURE, (("if key is None or not hmac.compare_digest(check, _hash(key, \"check\", \"\")):", "if key is None:"),), _ERASED.format("a_list_that_cannot_be_relied_on_stops_all_use_of_data[another key]")),
+    Mutation(ERASURE, (("if self._key_file.exists() or self._seen:", "if False:"),), _ERASED.format("a_list_that_cannot_be_relied_on_stops_all_use_of_data[list gone]")),
+    Mutation(SENT, (("if found.delta_D is None:\n            raise ProtocolError(_gone(task.round))", ""),), _ERASED.format("a_contribution_that_counts_the_user_is_dropped_and_its_round_not_answered_again")),
+    Mutation(RETENTION, (("round_number <= final.get(path.stem.removeprefix(\"sent-\"), -1)", "False"),), _KEPT.format("a_contribution_goes_with_its_round_and_the_mark_stays")),
+)  # fmt: skip
+
 SERVER_MUTATIONS = (
     _secagg(SERVER, "server_role", "an_advertisement_by_one_outside_the_cohort", ("if advertisement.number != number or number not in self.cohort:", "if advertisement.number != number:")),
     _vector(SERVER, "server_advertisement_of_another", ("if advertisement.number != number or number not in self.cohort:", "if number not in self.cohort:")),
@@ -204,4 +215,6 @@ SERVER_MUTATIONS = (
     _secagg(UNMASK, "unmasking", "too_many_corrupted_shares_are_too_few_good_ones", ("if len(found) < self.threshold:", "if False:")),
 )  # fmt: skip
 
-MUTATIONS = CHECK_MUTATIONS + CLIENT_MUTATIONS + PARTNER_MUTATIONS + LEDGER_MUTATIONS + SERVER_MUTATIONS
+MUTATIONS = (
+    CHECK_MUTATIONS + CLIENT_MUTATIONS + PARTNER_MUTATIONS + LEDGER_MUTATIONS + ERASURE_MUTATIONS + SERVER_MUTATIONS
+)

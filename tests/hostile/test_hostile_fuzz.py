@@ -25,6 +25,7 @@ from common.message_types import (
     QUERY_CONFIRM,
     QUERY_JOIN,
     QUERY_MASK,
+    QUERY_MODEL,
     QUERY_REVEAL,
     QUERY_SHARE,
     QUERY_STATISTICS,
@@ -40,7 +41,7 @@ STATES = ("advertise", "share", "mask", "confirm", "unmask")
 STAGE = "hushclick.stage"
 KINDS = (
     *(QUERY_JOIN, QUERY_ANCHOR, QUERY_STATISTICS, QUERY_CATALOGUE, TRAIN_UPDATE, QUERY_ADVERTISE, QUERY_REVEAL),
-    *(QUERY_SHARE, TRAIN_MASK, QUERY_MASK, QUERY_CONFIRM, QUERY_UNMASK),
+    *(QUERY_SHARE, TRAIN_MASK, QUERY_MASK, QUERY_CONFIRM, QUERY_UNMASK, QUERY_MODEL),
 )
 ONE = 1  # the partner that is fuzzed
 

@@ -1,5 +1,6 @@
 """The distributed mode against independent truths: the centralised step, the claimed bound, the claimed noise."""
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from test_training_oracles import all_rows, new_model, one_user_gradient
 
 from client.distributed import SharedStep, clip_and_round, noised_step, rounding_bound, skellam
 from client.gradients import GradientHooks
+from client.observing import JsonLines
 from client.training import Randomness, clipped_sum, load_for_training, secure_generator
 from common.errors import ConfigError, DataError
 from common.privacy.accounting import epsilon
@@ -106,6 +108,26 @@ def test_a_partner_that_cannot_train_sends_its_part_of_the_noise_alone(caplog: p
     assert np.array_equal(found_D, part(1, step) - part(1, replace(step, noise_multiplier=0.0)))
     assert found_D.std() > 0.9 * step.part_deviation
     assert "cannot train; it sends its part of the noise alone" in caplog.text
+
+
+def test_an_error_of_the_program_is_loud_and_still_gives_the_noise(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug must not pass for a log that cannot be read; and its text, which may hold data, stays out of the log."""
+    step, model, failures = replace(STEP, noise_multiplier=1.0), new_model(), []
+
+    def broken() -> Any:
+        raise TypeError("user-17 has no len()")
+
+    randomness = Randomness(1, "p1", 1)
+    found_D = noised_step(model, read_vector(model), broken, step, randomness, lambda: failures.append(1)).sum_D
+    assert np.array_equal(found_D, part(1, step) - part(1, replace(step, noise_multiplier=0.0)))
+    assert failures == [1]
+    (record,) = caplog.records
+    assert record.levelname == "CRITICAL"
+    assert "AN ERROR OF THIS PROGRAM, not of the data: TypeError" in record.getMessage()
+    line = json.loads(JsonLines().format(record))
+    assert line["exception"] == "TypeError"
+    assert line["places"][-1].startswith("test_distributed_oracles.py:")
+    assert "user-17" not in json.dumps(line)
 
 
 @pytest.mark.parametrize("survivors", [3, 4, 7])

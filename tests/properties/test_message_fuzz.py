@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from common.contribution import LocalDelta, NoisedStep
 from common.errors import ProtocolError
+from common.lineage import MODEL_FILES
 from common.messages import (
     AnchorTask,
     CatalogueTask,
     JoinReply,
     JoinTask,
+    ModelTask,
     StatisticsReply,
     StatisticsTask,
     TrainingPlan,
@@ -24,7 +26,7 @@ from common.messages import (
 COUNTS = np.array([[1.0, 0.0], [4.0, 0.0]])
 MESSAGES = [
     JoinTask("run"),
-    JoinReply("shop", 120, "a" * 64, True, "b" * 64, "c" * 64),
+    JoinReply("shop", 120, "a" * 64, True, "b" * 64, "c" * 64, "d" * 64),
     AnchorTask("run", "c" * 64),
     StatisticsTask("run", ("i1", "i2")),
     StatisticsReply(COUNTS),
@@ -32,6 +34,7 @@ MESSAGES = [
     TrainTask("run", 3, 0, 0.5, "f" * 64, TrainingPlan(4, "adam", 0.01, 0.0), np.ones(3, np.float32)),
     TrainReply(3, LocalDelta(np.ones(3, np.float32), 0.25)),
     TrainReply(3, NoisedStep(np.ones(3, np.int64), 7), "d" * 64),
+    ModelTask("run", {name: name.encode() for name in MODEL_FILES}),
 ]
 
 KINDS = sorted({type(message) for message in MESSAGES}, key=lambda kind: kind.__name__)
@@ -55,7 +58,7 @@ lists = st.one_of(
 anything = st.one_of(scalars, lists)
 arrays = st.builds(
     Array,
-    dtype=st.sampled_from(["<f4", "<f8", "<i8", ">f4", "|O", "|V8", "<U1", "<M8[s]", "float32", ""]),
+    dtype=st.sampled_from(["<f4", "<f8", "<i8", ">f4", "|O", "|V8", "<U1", "<M8[s]", "float32", "|u1", ""]),
     shape=st.lists(
         st.one_of(st.integers(-3, 5), st.booleans(), st.sampled_from([2**31, 2**32, 2**62, 2**63, 2**70, -(2**63)])),
         max_size=4,
@@ -66,7 +69,7 @@ arrays = st.builds(
 record_names = st.sampled_from(["hushclick.fields", "hushclick.arrays", "other", ""])
 some_records = st.one_of(
     st.dictionaries(st.one_of(st.sampled_from(NAMES), st.text(max_size=4)), anything, max_size=6).map(ConfigRecord),
-    st.dictionaries(st.sampled_from(["model", "body", "counts", "x"]), arrays, max_size=2).map(ArrayRecord),
+    st.dictionaries(st.sampled_from(["model", "body", "lineage.sig", "x"]), arrays, max_size=2).map(ArrayRecord),
     st.dictionaries(st.text(max_size=3), st.floats(), max_size=2).map(MetricRecord),
 )
 
@@ -116,7 +119,7 @@ def test_messages_with_one_thing_changed(message: Any, data: st.DataObject) -> N
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(["body", "counts", "model"]), arrays)
+@given(st.sampled_from(["body", "counts", "model", "config.json"]), arrays)
 @example("counts", Array("<f8", (2**32, 2**32), "numpy.raw", b""))
 @example("counts", Array("<f8", (0, 2**63), "numpy.raw", b""))
 @example("body", Array("<f4", (True,), "numpy.raw", b"\0" * 4))

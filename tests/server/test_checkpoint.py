@@ -168,7 +168,7 @@ def test_no_facts_at_all_are_damage(path: Path) -> None:
 @pytest.mark.parametrize("version", [0, 1, 3, "2"])
 def test_another_version_is_named(version: Any, path: Path) -> None:
     write(path, FACTS | {"version": version})
-    with pytest.raises(CheckpointError, match=f"version {version}, this program reads version 2"):
+    with pytest.raises(CheckpointError, match=f"version {version!r}, and this release reads 2"):
         load(path)
 
 

@@ -12,7 +12,7 @@ import torch
 from conftest import random_rows
 from sklearn import metrics as sklearn_metrics
 
-import server.evaluation
+from common import scoring
 from common.config import ModelConfig, ServerConfig
 from common.errors import DataError
 from common.features import featurise, make_batch
@@ -111,20 +111,20 @@ def test_a_user_of_a_thousand_rows_scores_the_same_in_chunks_as_at_once(
     model, heldout = new_model(pretrained), load(frame)
     assert [len(row_M) for row_M in heldout.chosen[:8]] == [128] * 7 + [104]
     chunked = score(model, heldout)
-    monkeypatch.setattr(server.evaluation, "_CHUNK_ROWS", 5000)
-    monkeypatch.setattr(server.evaluation, "_BATCH_ROWS", 10**9)
+    monkeypatch.setattr(scoring, "CHUNK_ROWS", 5000)
+    monkeypatch.setattr(scoring, "BATCH_ROWS", 10**9)
     whole = load(frame)
     assert len(whole.chosen[0]) == 1000
-    assert len(server.evaluation._batches(whole.chosen)) == 1
+    assert len(scoring.batches(whole.chosen)) == 1
     np.testing.assert_allclose(chunked, score(model, whole), atol=1e-6)
 
 
 @pytest.mark.parametrize("bound", [1, 100, 1000])
 def test_batches_keep_order_and_bound(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.evaluation, "_BATCH_ROWS", bound)
+    monkeypatch.setattr(scoring, "BATCH_ROWS", bound)
     rng = np.random.default_rng(1)
     chosen = [np.arange(size) + 1000 * place for place, size in enumerate(rng.integers(1, 40, 60))]
-    batches = server.evaluation._batches(chosen)
+    batches = scoring.batches(chosen)
     assert [row_M.tolist() for batch in batches for row_M in batch] == [row_M.tolist() for row_M in chosen]
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(len(row_M) for row_M in batch) <= bound

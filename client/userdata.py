@@ -1,0 +1,114 @@
+"""A partner's own clicks, read and turned into features: the one place where a worker gets at its users.
+
+Legend: T distinct texts, E text width.
+"""
+
+import json
+import logging
+import threading
+from pathlib import Path
+
+import pandas as pd
+
+from client.erasure import Erased, Mark
+from client.partner import PartnerConfig
+from common.card import DataCard, load_card
+from common.clicks import read_clicks
+from common.errors import LedgerError
+from common.features import UserRows, featurise
+from common.pretrained import Pretrained
+from common.runfolder import write_atomically
+from common.sharedstates import shared_table
+from common.textstates import TextStates, default_cache_dir
+
+log = logging.getLogger("hushclick.partner")
+
+COUNTS_VERSION = 1
+MOST_ROWS_PER_USER = 4096  # the latest
+
+
+class UserData:
+    """The rows of a partner's users, but for those who asked to be erased.
+
+    Formal guarantees:
+        - who is on the list of the erased when rows are asked for is not among them, however long this object has
+          held features, and whatever the log says.
+    """
+
+    config: PartnerConfig
+
+    def __init__(self, config: PartnerConfig, pretrained: Pretrained) -> None:
+        self.config, self._pretrained = config, pretrained
+        self.erased = Erased(Path(config.state))
+        self._card: DataCard = load_card(Path(config.card))
+        self._loaded: tuple[Mark, UserRows] | None = None
+        self._loading = threading.Lock()
+
+    def drop_erased(self) -> bool:
+        """Lets features go that hold somebody who has asked to be erased since; returns whether there were some."""
+        with self._loading:
+            stale = self._loaded is not None and self._loaded[0] != self.erased.mark()
+            if stale:
+                self._loaded = None
+            return stale
+
+    def _data(self) -> UserRows:
+        with self._loading:
+            mark = self.erased.mark()  # before the list is read: what comes between is seen the next time
+            if self._loaded is None or self._loaded[0] != mark:
+                self._loaded = None
+                self._loaded = mark, self._load()
+                self._say_if_few(self._loaded[1].num_users)
+            return self._loaded[1]
+
+    def _say_if_few(self, users: int) -> None:
+        if users < self.config.declared_users:
+            log.info(
+                "%d users, fewer than declared_users = %d: that is published, and changes only with a new roster",
+                users,
+                self.config.declared_users,
+            )
+
+    def _load(self) -> UserRows:
+        model, rows = self.config.model, self._rows()
+        store = TextStates(self._pretrained, model.max_tokens, default_cache_dir(model.cache))
+        table = shared_table(self._pretrained.fingerprint, model.max_tokens, self._pretrained.width)
+        states_TE, text_N = table.rows_of(list(rows["text"]), store)
+        return featurise(rows, text_N, states_TE, model, item_counts=self._known_counts())
+
+    def _rows(self) -> pd.DataFrame:
+        rows = read_clicks(Path(self.config.clicks), self._card, allow_one_class=True).rows
+        # Features of a user cost the square of its rows: one user must not be able to stall or kill a round.
+        return self.erased.without(rows).groupby("user", sort=False).tail(MOST_ROWS_PER_USER).reset_index(drop=True)
+
+    def _keep_counts(self, counts: dict[str, list[float]]) -> None:
+        """Takes over the summed item counts, and lets features go that were made with others."""
+        write_atomically(self._catalogue_path, json.dumps({"version": COUNTS_VERSION, "counts": counts}).encode())
+        with self._loading:
+            self._loaded = None
+
+    def _known_counts(self) -> dict[str, tuple[float, float]] | None:
+        """Returns the summed item counts that this partner was told, if its features use them."""
+        path = self._catalogue_path
+        if self.config.model.item_rates != "exact" or not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_bytes())
+            version, told = found["version"], found["counts"]
+            if version == COUNTS_VERSION:
+                return {item: (clicks, shown) for item, (clicks, shown) in told.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise LedgerError(f"{path.name}: damaged; remove it, and the next run gives the counts anew") from None
+        raise LedgerError(
+            f"{path.name}: version {version!r:.20}, and this release reads {COUNTS_VERSION}; remove it, and the next"
+            " run gives the counts anew"
+        )
+
+    @property
+    def _has_purchases(self) -> bool:
+        """Whether the log has a purchase column: read off the data card, not off the data."""
+        return bool(self._card.columns.purchased)
+
+    @property
+    def _catalogue_path(self) -> Path:
+        return Path(self.config.state) / "item_counts.json"

@@ -1,0 +1,79 @@
+"""A signed model's files -> a click model that scores, with the configuration of its features."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from common.config import STRICT, ModelConfig
+from common.errors import ModelError
+from common.lineage import PARAMETERS, SETTINGS, Lineage
+from common.model.click_model import ClickModel, build_model
+from common.pretrained import Pretrained
+from common.vector import layout_fingerprint
+
+SETTINGS_VERSION = 1
+
+
+@dataclass(frozen=True, config=STRICT)
+class Settings:
+    """What `config.json` of a model folder holds."""
+
+    format: int
+    model: ModelConfig
+    text_width: Annotated[int, Field(ge=1, le=2**20)]
+    num_heads: Annotated[int, Field(ge=1, le=2)]
+    encoder: str
+    encoder_sha256: str
+    run_id: str
+    rounds: int
+
+
+def load_model(files: Mapping[str, bytes], lineage: Lineage) -> tuple[ClickModel, ModelConfig]:
+    """Returns the trained model and its configuration, from files that `common.lineage.verified` has passed.
+
+    Raises:
+        ModelError: where they do not make a model of the layout that the lineage names.
+    """
+    settings = _settings(files[SETTINGS])
+    model = build_model(settings.model, settings.text_width, settings.num_heads, seed=0)
+    if layout_fingerprint(model, lineage.base.fingerprint, settings.model) != lineage.layout:
+        raise ModelError(f"{SETTINGS}: describes another layout than the lineage's {lineage.layout[:12]}")
+    try:
+        found = load(files[PARAMETERS])
+    except (SafetensorError, ValueError, KeyError):
+        raise ModelError(f"{PARAMETERS}: cannot be read as safetensors") from None
+    wanted = {name: tuple(values.shape) for name, values in model.state_dict().items()}
+    if {name: values.shape for name, values in found.items()} != wanted:
+        raise ModelError(f"{PARAMETERS}: other parameters than those of its own {SETTINGS}")
+    if any(values.dtype != np.float32 or not np.isfinite(values).all() for values in found.values()):
+        raise ModelError(f"{PARAMETERS}: parameters that are not finite float32")
+    model.load_state_dict({name: torch.from_numpy(values.copy()) for name, values in found.items()})
+    return model, settings.model
+
+
+def _settings(data: bytes) -> Settings:
+    try:
+        version = json.loads(data)["format"]
+        if version != SETTINGS_VERSION:
+            raise ModelError(f"{SETTINGS}: format {version!r:.20}, this release reads format {SETTINGS_VERSION}")
+        return TypeAdapter(Settings).validate_json(data)
+    except (ValueError, ValidationError, KeyError, TypeError, RecursionError):
+        raise ModelError(f"{SETTINGS}: not the settings of a model") from None
+
+
+def require_base(lineage: Lineage, pretrained: Pretrained) -> None:
+    """Raises `ModelError` unless this is the very encoder that the model was trained on, tokenizer included."""
+    base = lineage.base
+    if base.fingerprint != pretrained.fingerprint:
+        raise ModelError(
+            f"the model was trained on {base.encoder} (fingerprint {base.fingerprint[:12]}, weights"
+            f" {base.weights_sha256[:12]}), here is {pretrained.spec} ({pretrained.fingerprint[:12]}, weights"
+            f" {pretrained.weights_sha256[:12]}): name the right one as model.encoder"
+        )

@@ -1,0 +1,1 @@
+"""Code that a hostile server ships in its bundle."""
