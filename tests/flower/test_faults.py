@@ -58,16 +58,16 @@ def contributed(deployment: Deployment) -> dict[int, int]:
 
 
 def require_books(deployment: Deployment) -> dict[str, set[int]]:
-    """Every round that a partner contributed to is charged, once; none was answered twice. Returns what is charged."""
+    """Every contributed round is charged, once; no attempt was answered twice. Returns what is charged."""
     charged = {}
     for name in deployment.names:
         audit = [one for one in read_audit_log(deployment.state(name) / "audit.jsonl") if one.get("type") == TRAIN_MASK]
         asked = {one["round"] for one in audit}
-        answered = [one["round"] for one in audit if one["what"] == "answered"]
+        answered = [(one["round"], one["attempt"]) for one in audit if one["what"] == "answered"]
         spent = [event.round for event in deployment.ledger(name).events()]
         assert len(answered) == len(set(answered)), (name, answered)
         assert len(spent) == len(set(spent)), (name, spent)
-        assert set(answered) <= set(spent) <= asked, (name, answered, spent, asked)
+        assert {number for number, _ in answered} <= set(spent) <= asked, (name, answered, spent, asked)
         charged[name] = set(spent)
     for number, count in contributed(deployment).items():
         assert count <= sum(number in rounds for rounds in charged.values())

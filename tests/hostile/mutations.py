@@ -11,6 +11,7 @@ from dataclasses import dataclass
 CHECKS, CLIENT, KEYS = "common/secagg/checks.py", "common/secagg/client_role.py", "common/secagg/keys.py"
 SERVER, UNMASK, TRANSCRIPT = "common/secagg/server_role.py", "common/secagg/unmasking.py", "common/secagg/transcript.py"
 PARTICIPANT, WORKER, SENT = "client/participant.py", "client/worker.py", "client/sent.py"
+RECEIVED, LINEAGE = "client/received.py", "common/lineage.py"
 BUDGET, LEDGER, CHAIN = "client/budget.py", "common/privacy/ledger.py", "common/privacy/chain.py"
 
 _HOSTILE = "tests/hostile/test_hostile_{}.py::test_{}"
@@ -215,6 +216,28 @@ SERVER_MUTATIONS = (
     _secagg(UNMASK, "unmasking", "too_many_corrupted_shares_are_too_few_good_ones", ("if len(found) < self.threshold:", "if False:")),
 )  # fmt: skip
 
+_TOOK_PART = "if task.run_id not in self._joined and all(event.run_id != task.run_id for event in events):"
+_GIVEN_BEFORE = "if read_model_folder(folder, self._config.most_model_bytes) != dict(files):"
+
+DELIVERY_MUTATIONS = (
+    _hostile(WORKER, "delivery", "a_model_of_a_run_that_the_partner_took_no_part_in_is_refused", (_TOOK_PART, "if False:")),
+    _hostile(RECEIVED, "delivery", "a_model_over_the_policys_size_is_refused", ("if size > most:", "if False:")),
+    _hostile(RECEIVED, "delivery", "a_model_of_a_run_that_the_partner_took_no_part_in_is_refused", ("if lineage.run_id != run_id:", "if False:")),
+    _hostile(RECEIVED, "delivery", "a_lie_under_the_right_key_is_refused[another base]", ("require_base(lineage, self._pretrained)", "")),
+    _hostile(RECEIVED, "delivery", "a_lie_under_the_right_key_is_refused[another layout]", ("if lineage.layout != layout:", "if False:")),
+    _hostile(RECEIVED, "delivery", "parameters_of_no_such_model_are_refused_under_the_right_key", ("load_model(files, lineage)", "")),
+    _hostile(RECEIVED, "delivery", "another_model_for_the_same_rounds_is_refused_and_one_of_more_rounds_is_kept_beside", (_GIVEN_BEFORE, "if False:")),
+    _hostile(LINEAGE, "delivery", "another_key_than_the_pinned_one_is_refused", ("_require_signature(files[LINEAGE], files[SIGNATURE], key)", "")),
+    _hostile(LINEAGE, "delivery", "a_file_that_was_altered_is_refused[model.safetensors]", ("if found != facts:", "if False:")),
+    _hostile(LINEAGE, "delivery", "a_lie_under_the_right_key_is_refused[an older version]", ("if type(version) is not int or version != LINEAGE_VERSION:", "if False:")),
+)  # fmt: skip
+
 MUTATIONS = (
-    CHECK_MUTATIONS + CLIENT_MUTATIONS + PARTNER_MUTATIONS + LEDGER_MUTATIONS + ERASURE_MUTATIONS + SERVER_MUTATIONS
+    CHECK_MUTATIONS
+    + CLIENT_MUTATIONS
+    + PARTNER_MUTATIONS
+    + LEDGER_MUTATIONS
+    + ERASURE_MUTATIONS
+    + DELIVERY_MUTATIONS
+    + SERVER_MUTATIONS
 )

@@ -128,7 +128,7 @@ class Asking:
     """Rounds with the victim over its socket and everybody else played here."""
 
     def __init__(self, known: dict[str, Any], told: Callable[[str, RecordDict], RecordDict]) -> None:
-        self.known, self.told = known, told
+        self.known, self.told, self.run = known, told, known["run"]
         own = Path(os.environ["FLWR_HOME"]) / "roster.toml"
         own.write_text(known["roster"], encoding="utf-8")
         self.roster = load_roster(own)
