@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from client.rpc.asking import ask
 from client.rpc.refused import Refused
 from common.errors import HushclickError
-from common.message_types import MESSAGE_TYPES, REFUSED
+from common.message_types import MESSAGE_TYPES, NOT_READY
 
 _TIMEOUT_SECONDS = 3600.0  # beyond any stage's own, which the server keeps
 
@@ -39,7 +39,7 @@ def _answered(message: Message, context: Context) -> RecordDict | Refused:
         owner = str(node.get("worker-owner", ""))
         head, found = ask(str(node["worker"]), owner, message_type, message.content, _TIMEOUT_SECONDS)
     except HushclickError as error:
-        return Refused(REFUSED, str(error))
+        return Refused(NOT_READY, str(error))
     return Refused(head.refusal.code, head.refusal.text) if head.HasField("refusal") else found
 
 

@@ -32,4 +32,5 @@ MESSAGE_TYPES = (
 
 # Error codes of replies; Flower's own are below 100.
 REFUSED = 101
+NOT_READY = 102  # nobody was asked: the partner's worker does not run, or not yet
 BUDGET_EXHAUSTED = 103

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from flwr.app import RecordDict
@@ -19,6 +19,7 @@ from server.round import Exchange, exchange
 log = logging.getLogger("hushclick.run")
 
 _JOIN_PAUSE_SECONDS = 0.2
+_AGAIN_SECONDS = 5.0
 
 
 def say(fact: str, text: str, **values: Any) -> None:
@@ -40,15 +41,38 @@ def join(grid: Grid, config: Config, run_id: str) -> tuple[dict[str, int], dict[
             raise ProtocolError(f"two nodes say that they are {reply.partner}")
         found[reply.partner] = (node, reply)
 
-    outcome = exchange(grid, QUERY_JOIN, {node: JoinTask(run_id).to_record() for node in nodes}, "join", timeout, take)
+    failures = _ask_all(grid, nodes, JoinTask(run_id).to_record(), timeout, deadline, take)
     least = min(wanted, max(config.aggregation.min_partners, 1))
     if len(found) < least:
-        reasons = "; ".join(sorted(set(outcome.failures.values()))[:3]) or f"{len(nodes)} nodes are connected"
+        reasons = "; ".join(sorted(set(failures.values()))[:3]) or f"{len(nodes)} nodes are connected"
         raise TooFewPartners(f"{len(found)} of at least {least} partners joined: {reasons}")
-    for reason in outcome.failures.values():
+    for reason in failures.values():
         say("left_out", f"a partner did not join: {reason}")
     names = sorted(found)
     return {name: found[name][0] for name in names}, {name: found[name][1] for name in names}
+
+
+def _ask_all(
+    grid: Grid,
+    nodes: Sequence[int],
+    task: RecordDict,
+    timeout_seconds: float,
+    deadline: float,
+    take: Callable[[int, RecordDict], None],
+) -> dict[int, str]:
+    """Asks all nodes to join, and those that are not ready again until the deadline; returns who failed, and why."""
+    failures: dict[int, str] = {}
+    asked: Collection[int] = nodes
+    while asked:
+        outcome = exchange(grid, QUERY_JOIN, dict.fromkeys(asked, task), "join", timeout_seconds, take)
+        for node in asked:
+            failures.pop(node, None)
+        failures |= outcome.failures
+        asked = sorted(outcome.not_ready) if time.monotonic() + _AGAIN_SECONDS < deadline else ()
+        if asked:
+            say("waiting", f"{len(asked)} partners are connected and not ready yet: they are asked again")
+            time.sleep(_AGAIN_SECONDS)
+    return failures
 
 
 def fitting(config: Config, replies: Mapping[str, JoinReply], layout: str, roster: Roster) -> dict[str, JoinReply]:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from common.contribution import LocalDelta, RunningSum
 from common.errors import ProtocolError
-from common.message_types import BUDGET_EXHAUSTED
+from common.message_types import BUDGET_EXHAUSTED, NOT_READY
 from common.messages import TrainReply, TrainTask
 
 _FIRST_PAUSE_SECONDS = 0.001
@@ -28,6 +28,7 @@ class Exchange:
     bytes_up: int = 0
     failures: dict[int, str] = field(default_factory=dict)  # node id -> reason
     exhausted: set[int] = field(default_factory=set)  # node ids whose budget refused
+    not_ready: set[int] = field(default_factory=set)  # node ids whose worker does not run, or not yet
     anchors: dict[int, str] = field(default_factory=dict)  # node id -> what it gave of its ledger
 
 
@@ -123,6 +124,8 @@ def _take_reply(outcome: Exchange, node: int, reply: Message, take: Callable[[in
         outcome.failures[node] = reply.error.reason or f"error {reply.error.code}"
         if reply.error.code == BUDGET_EXHAUSTED:
             outcome.exhausted.add(node)
+        if reply.error.code == NOT_READY:
+            outcome.not_ready.add(node)
         return
     outcome.bytes_up += _num_bytes(reply.content)
     try:

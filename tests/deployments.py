@@ -24,7 +24,7 @@ from common.programs import END_SECONDS, free_port
 from common.runfolder import RunFolder, partner_name
 from server.checkpoint import load_checkpoint
 
-SECONDS = 600.0
+SECONDS = 1200.0  # of anything that must happen; minutes on a machine that is busy with other things
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -140,13 +140,14 @@ class Deployment:
     def ledger(self, name: str) -> Ledger:
         return Ledger(self.kits / "partners" / name / "ledger.jsonl")
 
-    def asked(self, name: str, kind: str, round_number: int) -> bool:
-        """Whether a partner's worker was asked for something in a round, and has not answered yet."""
+    def asked(self, name: str, kind: str, since: int) -> int:
+        """Returns the round for which a partner's worker is asked something now, 0 for none from `since` on."""
         path = self.state(name) / "audit.jsonl"
         if not path.exists():
-            return False
+            return 0
         last = read_audit_log(path)[-1]
-        return (last["what"], last.get("type"), last.get("round")) == ("asked", kind, round_number)
+        number = int(last.get("round", 0))
+        return number if (last["what"], last.get("type")) == ("asked", kind) and number >= since else 0
 
     def processes_of(self, client: "subprocess.Popen[bytes]", word: str) -> list[psutil.Process]:
         """Returns what runs under a command now and has a word in its command line; Flower's own detach themselves."""

@@ -170,8 +170,8 @@ class Overlap:
             kept = json.loads(blob)
             if (version := kept.get("version")) != OVERLAP_VERSION:
                 raise ProtocolError(
-                    f"answers a request that a release of version {version!r:.20} kept, this one reads {OVERLAP_VERSION}:"
-                    " ask anew"
+                    f"answers a request that a release of version {version!r:.20} kept, this one reads"
+                    f" {OVERLAP_VERSION}: ask anew"
                 )
             if (header.answerer, header.request, header.points) != (kept["answerer"], kept["request"], kept["points"]):
                 raise ProtocolError(f"does not answer the request that was sent to {kept['answerer']} in this session")

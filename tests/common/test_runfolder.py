@@ -51,7 +51,9 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_rest(
     path = tmp_path / "file.bin"
     write_atomically(path, b"old")
     monkeypatch.setattr(where, refuse)
-    with pytest.raises(HushclickError, match="the disk is full, make space there; the earlier file is untouched") as error:
+    with pytest.raises(
+        HushclickError, match="the disk is full, make space there; the earlier file is untouched"
+    ) as error:
         write_atomically(path, b"new" * 1000)
     assert str(path) in str(error.value)
     assert path.read_bytes() == b"old"

@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,28 @@ from common.runfolder import RunFolder
 # Training takes about a second, so that it can be met in the middle; the noise is large, so that no budget ends.
 ROUND = {"local_steps": 40}
 PRIVACY = {"noise_multiplier": 5.0, "epsilon": 900.0}
-ROUNDS = 8
-TIMEOUTS = {"timeout_seconds": 75.0, "stage_timeout_seconds": 45.0}
+ROUNDS = 10  # three times: a full one, a fault, and one without whoever was lost; and one to come back in
+TIMEOUTS = {"timeout_seconds": 75.0, "stage_timeout_seconds": 45.0}  # times the machine's pace
+_SHIM_SECONDS = 3.0  # that an idle machine takes to start what Flower starts for each message, and some
+
+
+def pace() -> float:
+    """Returns by what timeouts are stretched: a shim that takes four times as long to start gets four times as long."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import flwr.supernode.cli, client.app"], check=True, cwd="/")
+    return min(8.0, max(1.0, (time.monotonic() - started) / _SHIM_SECONDS))
 
 
 def config_of(encoder: Path, partners: int, rounds: int, **aggregation: Any) -> Config:
-    return small_config(encoder, partners, rounds, round=ROUND, privacy=PRIVACY, aggregation=TIMEOUTS | aggregation)
+    by = pace()
+    return small_config(
+        encoder,
+        partners,
+        rounds,
+        round=ROUND,
+        privacy=PRIVACY,
+        aggregation={name: seconds * by for name, seconds in TIMEOUTS.items()} | aggregation,
+    )
 
 
 def deployment_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: Path, config: Config) -> Deployment:
@@ -75,75 +93,95 @@ def require_books(deployment: Deployment) -> dict[str, set[int]]:
 
 
 class Once:
-    """Signals processes as soon as something is there; true from then on."""
+    """Signals processes as soon as something is there, and says what from then on."""
 
     def __init__(self, there: Callable[[], Any], processes: list[psutil.Process], number: signal.Signals) -> None:
-        self._there, self._processes, self._number, self._done = there, processes, number, False
+        self._there, self._processes, self._number = there, processes, number
+        self.found: Any = None
 
-    def __call__(self) -> bool:
-        if not self._done and self._there():
+    def __call__(self) -> Any:
+        if not self.found and (found := self._there()):
             for process in self._processes:
                 process.send_signal(self._number)
-            self._done = True
-        return self._done
+            self.found = found
+        return self.found
 
 
 def all_of(*acts: Once) -> Callable[[], bool]:
     """Returns what is true when each act was done; none waits for another."""
-    return lambda: min([act() for act in acts])  # every one is tried, whatever the others say
+    return lambda: min(bool(act()) for act in acts)
+
+
+def full(deployment: Deployment, since: int) -> int:
+    """Waits for a round, from `since` on, in which everybody was there, and returns its number."""
+
+    def found() -> int:
+        everybody = len(deployment.names)
+        return max((number for number, count in contributed(deployment).items() if count == everybody), default=0)
+
+    deployment.wait_until(lambda: found() >= since, f"a full round from {since} on")
+    return found()
+
+
+def over(deployment: Deployment, number: int) -> None:
+    """Waits for the end of a round."""
+    deployment.wait_until(lambda: number in contributed(deployment), f"round {number}")
 
 
 @pytest.mark.slow
 def test_partners_that_die_hang_or_are_cut_off_are_missed_and_come_back(five: Deployment) -> None:
-    """Round 2: a worker is killed in its training, another hangs. Round 4: a shim is killed, a network is cut. Round 6:
-    a worker is killed whose secrets lie on the disk; those of the first lay in its memory."""
+    """A worker is killed in its training while another hangs; a shim is killed while a network is cut; a worker is
+    killed whose secrets lie on the disk, while those of the first lay in its memory."""
     shim, killed, hangs, cut_off, sealed = five.names
     proxy = Proxy(five.port)
     five.point(cut_off, proxy.address)
     five.change(five.kits / "partners" / killed / "worker.toml", ("aggregation", "round_secrets", "memory"))
     server = five.start_server()
     clients = {name: five.start_client(name) for name in five.names}
-    five.wait_until(lambda: contributed(five).get(1), "round 1")
-    assert five.facts("begun")[0]["partners"] == 5
+    missed: dict[str, int] = {}
 
+    number = full(five, 1)
     hung, died = five.processes_of(clients[hangs], " worker "), five.processes_of(clients[killed], " worker ")
     in_training = Once(five.ledger(killed).uncommitted, died, signal.SIGKILL)
-    hanging = Once(lambda: five.asked(hangs, TRAIN_MASK, 2), hung, signal.SIGSTOP)
-    five.wait_until(all_of(in_training, hanging), "round 2's training")
+    hanging = Once(lambda: five.asked(hangs, TRAIN_MASK, number + 1), hung, signal.SIGSTOP)
+    five.wait_until(all_of(in_training, hanging), "the next training")
     assert five.ledger(killed).uncommitted(), "it was not killed in its training"
-    five.wait_until(lambda: 2 in contributed(five), "round 2")
+    missed |= {killed: five.ledger(killed).events()[-1].round, hangs: hanging.found}
+    over(five, max(missed.values()))
     for one in hung:
         one.send_signal(signal.SIGCONT)
-    five.wait_until(lambda: 3 in contributed(five), "round 3")
 
+    number = full(five, number + 2)
     proxy.cut()
-    five.wait_until(lambda: five.asked(shim, TRAIN_MASK, 4), "round 4's training")
+    missed[cut_off] = number + 1
+    working = Once(lambda: five.asked(shim, TRAIN_MASK, number + 1), [], signal.SIGKILL)
+    missed[shim] = five.wait_until(working, "the next training")
     for one in five.processes_of(clients[shim], "flwr-clientapp"):
         one.kill()
-    five.wait_until(lambda: 4 in contributed(five), "round 4")
+    over(five, missed[shim])
     proxy.restore()
-    five.wait_until(lambda: 5 in contributed(five), "round 5")
 
+    full(five, number + 2)
     died = five.processes_of(clients[sealed], " worker ")
-    five.wait_until(Once(five.ledger(sealed).uncommitted, died, signal.SIGKILL), "round 6's training")
+    five.wait_until(Once(five.ledger(sealed).uncommitted, died, signal.SIGKILL), "the next training")
     assert five.ledger(sealed).uncommitted(), "it was not killed in its training"
+    missed[sealed] = five.ledger(sealed).events()[-1].round
 
     assert five.wait(server) == 0, five.said()
     proxy.end()
-    rounds = json.loads(five.result.metrics.read_bytes())["rounds"]
-    assert [one["contributed"] >= 3 and "error" not in one for one in rounds] == [True] * ROUNDS, rounds
-    assert set(rounds[1]["failures"]) >= {killed, hangs}, rounds
-    assert set(rounds[3]["failures"]) >= {shim, cut_off}, rounds
-    assert sealed in rounds[5]["failures"], rounds
+    rounds = {one["round"]: one for one in json.loads(five.result.metrics.read_bytes())["rounds"]}
+    assert len(rounds) == ROUNDS
+    for name, when in missed.items():
+        assert name in rounds[when]["failures"], (name, rounds)
+    assert all(one["contributed"] >= 3 for one in rounds.values() if one["round"] >= min(missed.values())), rounds
     charged = require_books(five)
-    assert 2 in charged[killed], "what was reserved when it was killed is spent"
-    assert 6 in charged[sealed], "what was reserved when it was killed is spent"
-    for name in five.names:
-        assert max(charged[name]) == ROUNDS, f"{name} did not come back"
     for name in (killed, sealed):
+        assert missed[name] in charged[name], "what was reserved when it was killed is spent"
         clients[name].send_signal(signal.SIGTERM)
         assert clients[name].wait(SECONDS) == 0
         assert "worker 1 times" in five.log_of(clients[name])
+    for name in five.names:
+        assert max(charged[name]) > missed[name], f"{name} did not come back"
 
 
 @pytest.fixture
