@@ -8,7 +8,7 @@ Legend: D parameters.
 
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from common.anchors import AnchorFile
 from common.config import Config, fingerprint, load_config
 from common.contribution import LocalDelta, NoisedStep, RunningSum
 from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
-from common.lineage import RoundFacts
+from common.lineage import Claim, RoundFacts
 from common.message_types import TRAIN_UPDATE
 from common.messages import TrainingPlan, TrainTask, counts_hash, shared_hash
 from common.model.click_model import ClickModel, build_model
@@ -283,7 +283,8 @@ def _finish(
     score_N = score(state.model, state.heldout)
     final = final_figures(score_N, state.heldout, state.config.server, state.config.round.seed)
     final["rounds"] = state.round
-    final["delivered"] = _hand_out(grid, state, pretrained)
+    claim = _claim(state)
+    final["delivered"] = _hand_out(grid, state, pretrained, claim)
     np.save(state.folder.root / "scores.npy", score_N)
     timings = {
         "train_seconds": sum(record["timings"]["train_seconds"] for record in state.rounds),
@@ -294,8 +295,10 @@ def _finish(
         state.folder.metrics,
         {
             "run_id": state.run_id,
+            "title": state.config.output.title,
             "rounds": state.rounds,
             "final": final,
+            "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},
             "timings": timings,
             "stopped": str(stopped) if stopped else None,
         },
@@ -303,12 +306,18 @@ def _finish(
     say("finished", "final model saved", round=state.round, auc=final["auc"])
 
 
-def _hand_out(grid: Grid, state: Coordinator, pretrained: Pretrained) -> dict[str, Any]:
+def _claim(state: Coordinator) -> Claim:
+    """Returns what the run's configuration, over the rounds that it had, costs the users of one partner."""
+    steady = state.starts == 0 and not state.exhausted
+    return claimed(
+        state.config, state.run_id, rounds_of_the_busiest(state.config, state.nodes, state.round, steady=steady)
+    )
+
+
+def _hand_out(grid: Grid, state: Coordinator, pretrained: Pretrained, claim: Claim) -> dict[str, Any]:
     """Saves and signs the final model; returns to how many of its partners it was delivered."""
     config, folder = state.config, state.folder.model
     save_model(folder, state.model, config.model, pretrained, state.run_id, state.round)
-    steady = state.starts == 0 and not state.exhausted
-    asked = rounds_of_the_busiest(config, state.nodes, state.round, steady=steady)
     rounds = tuple(
         RoundFacts(record["round"], record.get("cohort", 0), record.get("contributed", 0)) for record in state.rounds
     )
@@ -321,6 +330,6 @@ def _hand_out(grid: Grid, state: Coordinator, pretrained: Pretrained) -> dict[st
         fingerprint(config),
         rounds,
         state.cards,
-        claimed(config, state.run_id, asked),
+        claim,
     )
     return deliver(grid, state.run_id, state.nodes, files, config.aggregation.stage_timeout_seconds)

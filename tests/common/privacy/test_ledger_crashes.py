@@ -78,7 +78,7 @@ def test_a_write_that_fails_half_way_is_refused_and_then_mended(filled: Path, mo
     monkeypatch.setattr(os, "write", disk_full_after_ten_bytes)
     with pytest.raises(
         LedgerError,
-        match=r"cannot be written \(No space left on device: the disk is full, make space there\), so nothing may be released",
+        match=r"written \(No space left on device: the disk is full, make space there\), so nothing may be released",
     ):
         ledger.reserve(nth(5))
     monkeypatch.undo()
