@@ -296,6 +296,7 @@ def _finish(
         {
             "run_id": state.run_id,
             "title": state.config.output.title,
+            "data": {"partners": len(state.nodes), "declared_users": sum(state.declared_users.values())},
             "rounds": state.rounds,
             "final": final,
             "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},

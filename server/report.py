@@ -143,7 +143,9 @@ def _template() -> Template:
 def summary(metrics: Json) -> list[str]:
     """Returns the summary as sentences: how good, against what, at which price."""
     final, data = table(metrics, "final"), table(metrics, "data")
-    who = f"over {count(data.get('partners'), 'partner')} with {count(data.get('users'), 'user')}"
+    declared = number(data.get("declared_users"))  # a deployment's server knows what partners publish, and no more
+    users = count(data.get("users"), "user") if declared is None else f"{count(declared, 'user')} by their own account"
+    who = f"over {count(data.get('partners'), 'partner')} with {users}"
     if number(final.get("auc")) is None:
         start = f"No final AUC is recorded for this run {who}: it may not have finished."
     else:

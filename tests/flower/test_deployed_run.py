@@ -18,6 +18,7 @@ from common.auditlog import read_audit_log
 from common.config import Config
 from common.keyfiles import load_signing_public
 from common.lineage import read_model_folder, verified
+from common.privacy.accounting import epsilon
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder
 
@@ -62,6 +63,11 @@ def test_promise_5_the_deployed_run_gives_the_simulations_model_to_the_bit(
         assert read_model_folder(delivered) == read_model_folder(deployment.result.model)
         verified(read_model_folder(delivered), load_signing_public(kit / "signing.pub"))
     assert metrics["final"]["delivered"] == {"to": len(deployment.names), "of": len(deployment.names)}
+    spent = epsilon(Ledger(kit / "ledger.jsonl").events(), simulated[0].privacy.delta)
+    assert metrics["privacy"]["epsilon"] == pytest.approx(spent)  # what the server claims is what a ledger says
+    page = deployment.result.report.read_text(encoding="utf-8")
+    assert metrics["privacy"]["sentence"].split(",")[0] in page
+    assert "not recorded" not in page.split("Learning curves")[0]
     assert "NO BOUNDARY, shim_user in client.toml is unset" in (deployment.root / "client-1.log").read_text()
 
 
