@@ -12,7 +12,11 @@ from client.rpc.asking import user_number
 from common.errors import HushclickError
 
 _LOOK_SECONDS = 60.0
-_READABLE = 'for path; do if [ -r "$path" ]; then printf "%s\\0" "$path"; fi; done'
+_OPEN = (
+    'for path; do if [ -r "$path" ]; then printf "%s\\0" "$path"; fi; done; printf "\\0"; '
+    'for path; do if [ -w "$path" ] || [ -w "${path%/*}" ]; then printf "%s\\0" "$path"; fi; done'
+)
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin"}  # and nothing of root's: the shim's user can read it while this runs
 
 
 def boundary(client: ClientConfig, partner: PartnerConfig | None) -> tuple[bool, str]:
@@ -32,9 +36,10 @@ def boundary(client: ClientConfig, partner: PartnerConfig | None) -> tuple[bool,
     if shim == 0:
         return False, _none(why or "root reads every file", shim)
     files = _private_files(client, partner) if partner else ()
-    if files and (open_ := _readable(files, shim)):
+    told = _told_files(client, partner) if partner else ()
+    if files and (open_ := _open_to(files, told, shim)):
         mend = f"chmod 700 on a folder above them, or chmod go= on each; {_name(shim)} needs the socket alone"
-        return False, _none(f"{_name(shim)} can read {', '.join(open_)} ({mend})", shim)
+        return False, _none(f"{_name(shim)} can {open_} ({mend})", shim)
     tried = f"; {_name(shim)} can read none of the partner's {len(files)} files" if files else ""
     return True, f"what Flower runs is user {_name(shim)}, the worker is {_name(worker)}{tried}"
 
@@ -49,19 +54,45 @@ def _private_files(client: ClientConfig, partner: PartnerConfig) -> tuple[str, .
     return tuple(path for path in paths if path and Path(path).exists())
 
 
-def _readable(paths: Sequence[str], user: int) -> list[str]:
-    """Returns which of these paths a user can read: as the system says, access lists and folders above included."""
+def _told_files(client: ClientConfig, partner: PartnerConfig) -> tuple[str, ...]:
+    """Returns what is there of all that the worker and the client believe: who changes it changes the policy."""
+    own = Path(client.worker).with_name("client.toml")  # a kit has both in one folder
+    paths = (client.worker, str(own), client.ca, partner.card, partner.roster, partner.signing_key)
+    return tuple(path for path in paths if path and Path(path).exists())
+
+
+def _open_to(private: Sequence[str], told: Sequence[str], user: int) -> str:
+    """Returns what a user can read of the one and replace of the other, in words; nothing where that is nothing."""
+    paths = tuple(dict.fromkeys((*private, *told)))
+    readable, writable = _tried(paths, user)
+    words = []
+    if found := [path for path in private if path in readable]:
+        words.append(f"read {', '.join(found)}")
+    if found := [path for path in paths if path in writable]:
+        words.append(f"replace {', '.join(found)}")
+    return " and ".join(words)
+
+
+def _tried(paths: Sequence[str], user: int) -> tuple[list[str], list[str]]:
+    """Returns which of these paths a user can read, and which it can write or replace.
+
+    As the system says, access lists and folders above included.
+    """
     if user == os.getuid():
-        return [path for path in paths if os.access(path, os.R_OK)]
+        writable = [path for path in paths if os.access(path, os.W_OK) or os.access(Path(path).parent, os.W_OK)]
+        return [path for path in paths if os.access(path, os.R_OK)], writable
     try:
         group = pwd.getpwuid(user).pw_gid
         done = subprocess.run(  # noqa: S603 (words of this module; paths are arguments, not words of the shell)
-            ["/bin/sh", "-c", _READABLE, "sh", *paths],
-            user=user, group=group, extra_groups=[], cwd="/", capture_output=True, timeout=_LOOK_SECONDS, check=True,
+            ["/bin/sh", "-c", _OPEN, "sh", *paths],
+            user=user, group=group, extra_groups=[], cwd="/", env=_ENVIRONMENT, stdin=subprocess.DEVNULL,
+            capture_output=True, timeout=_LOOK_SECONDS, check=True,
         )  # fmt: skip
     except (OSError, KeyError, subprocess.SubprocessError) as error:
         raise HushclickError(f"what {_name(user)} can read could not be found out ({type(error).__name__})") from None
-    return [found for found in done.stdout.decode(errors="replace").split("\0") if found]
+    said = done.stdout.decode(errors="replace").split("\0")
+    between = said.index("")
+    return said[:between], [found for found in said[between + 1 :] if found]
 
 
 def _shim(client: ClientConfig) -> tuple[int, str]:

@@ -24,6 +24,7 @@ from client.boundary import boundary
 from client.deployment import ClientConfig, load_client
 from client.partner import PartnerConfig, load_partner
 from client.rpc.asking import is_serving, user_number, why_not_serving
+from client.uplink import Uplink
 from common.addresses import UNIX
 from common.errors import BudgetExhausted, ConfigError, HushclickError
 from common.logrotation import LogRotation
@@ -60,18 +61,26 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
             wait_for_worker(address, client.worker_owner, stop)
         node = Kept("supernode", *_node(client, address, scratch), log, client.shim_user)
         stack.callback(node.stop)
+        uplink = Uplink()
         logs = LogRotation(
             [one.log for one in (worker, node) if one and one.log], partner.retention.log_days if partner else 30
         )
         while not stop.wait(_LOOK_SECONDS):
             if count := logs.tend():
                 _say(f"{count} logs older than retention.log_days deleted")
-            node.keep()
+            _keep_connected(node, uplink, client)
             if worker and worker.ended_with == BudgetExhausted.exit_code:
                 raise BudgetExhausted(f"{client.name}: the privacy budget holds no further round; the partner has left")
             if worker:
                 worker.keep()
     return {"partner": client.name, "restarts": {one.name: one.restarts for one in (worker, node) if one}}
+
+
+def _keep_connected(node: "Kept", uplink: Uplink, client: ClientConfig) -> None:
+    node.keep()
+    if node.process and uplink.is_given_up(node.process):
+        _say(f"the SuperNode has no connection to {client.superlink} any more, and seeks none; it is ended")
+        node.kill()
 
 
 def partner_of(client: ClientConfig) -> PartnerConfig | None:
@@ -158,8 +167,9 @@ def _node(client: ClientConfig, address: str, scratch: Path) -> tuple[list[str],
     shutil.copyfile(client.node_key, key)
     if client.shim_user and os.getuid() == 0:
         who = pwd.getpwnam(client.shim_user)
-        for path in (home, key, ca):
-            os.chown(path, who.pw_uid, who.pw_gid)
+        # The folder last: whoever owns it could put a link in the place of a file that root then gives away.
+        for path in (key, ca, home):
+            os.chown(path, who.pw_uid, who.pw_gid, follow_symlinks=False)
     node = f'worker="{address}" worker-owner="{user_number(client.worker_owner)}"'
     words = [
         *(program("flower-supernode"), "--root-certificates", str(ca), "--superlink", client.superlink),
@@ -207,6 +217,17 @@ class Kept:
             end(self._process, self._home)  # whatever it left behind
             self.restarts += 1
             self._launch(now)
+
+    @property
+    def process(self) -> int:
+        """Its number while it runs, else 0."""
+        return self._process.pid if self._process and self.ended_with is None else 0
+
+    def kill(self) -> None:
+        """Kills the process, which hangs; `keep` starts it again."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
 
     def stop(self, seconds: float = END_SECONDS) -> None:
         """Ends the process and all that it started, and gives it so long to end in order."""

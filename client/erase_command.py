@@ -5,6 +5,7 @@ list holds for every later export of it too. Nothing that this command prints or
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from common.card import load_card
 from common.clicks import read_clicks
 from common.errors import DataError, UsageError
 from common.expiry import delete
+from common.runfolder import make_private
 
 _SESSIONS = "?" * 32  # open counts of shared users: this partner's own half of them holds all of its users
 
@@ -31,14 +33,16 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if arguments.set:
         raise UsageError("erase takes no --set: it works on a partner's configuration as it is")
+    os.umask(0o077)
     users = _users(arguments.user)
     config = load_partner(arguments.config)
+    make_private(Path(config.state))
     erased = Erased(Path(config.state))
     added = erased.add(users)  # first, and on the disk: whatever else fails, they take part in nothing any more
-    with exclusive(Path(config.state)):  # until the answer under way is given
-        contributions = forget_all(Path(config.state))
     with exclusive(Path(config.state) / "overlap"):
         counts = delete((Path(config.state) / "overlap").glob(_SESSIONS))
+    with exclusive(Path(config.state)):  # until the answer under way is given
+        contributions = forget_all(Path(config.state))
     return {
         "partner": config.name,
         "named": len(users),

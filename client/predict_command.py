@@ -5,6 +5,7 @@ Nothing leaves this machine and no budget is charged: the scores are of the log'
 
 import argparse
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         "scores": None,
     }
     if arguments.out is not None:
+        os.umask(0o077)  # who was shown what, and when: nobody else's to read
         path = arguments.out / f"scores.{arguments.format}"
         write_atomically(path, _written(scores_table(read.rows, score_N, card), arguments.format))
         found["scores"] = str(path)

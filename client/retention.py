@@ -14,7 +14,7 @@ from typing import Protocol
 from client.participant import final_rounds
 from client.partner import PartnerConfig
 from client.sent import forget, round_of, sent_files
-from common.errors import HushclickError
+from common.errors import HushclickError, LedgerError
 from common.expiry import delete, delete_older
 
 log = logging.getLogger("hushclick.partner")
@@ -60,10 +60,21 @@ def tidy(config: PartnerConfig, secrets: Secrets | None, now: float | None = Non
 
 
 def forget_all(state: Path) -> int:
-    """Takes every contribution that is still kept off the disk; returns how many; the caller holds the state folder."""
-    return sum(forget(path) for path in sent_files(state)) + delete(
-        {path for pattern in _PARTS for path in state.glob(pattern)}
-    )
+    """Takes every contribution that is still kept off the disk; returns how many; the caller holds the state folder.
+
+    Raises:
+        LedgerError: naming each file that is damaged; all others are done by then.
+    """
+    count, problems = 0, []
+    for path in sent_files(state):
+        try:
+            count += forget(path)
+        except LedgerError as error:
+            problems.append(str(error))
+    count += delete({path for pattern in _PARTS for path in state.glob(pattern)})
+    if problems:
+        raise LedgerError("\n".join([*problems, "remove what is damaged by hand, and erase again"]))
+    return count
 
 
 def _forget_contributions(state: Path, before: float) -> int:

@@ -67,6 +67,8 @@ from common.stage_messages import (
 )
 from common.vector import layout_fingerprint, write_vector
 
+_MOST_RUNS = 256  # that are remembered as joined: the latest
+
 # Weights are hashed once per process, not once per partner of a simulation.
 _locate = lru_cache(maxsize=8)(locate)
 
@@ -89,7 +91,7 @@ class Worker(UserData):
         super().__init__(config, _locate(config.model.encoder, config.model.encoder_sha256))
         self._ledger, head_file = Ledger(Path(config.ledger), config.name), HeadFile(Path(config.state))
         self._budget = Budget(self._ledger, config.privacy, head_file)
-        self._received, self._joined = Received(config, self._pretrained), set[str]()
+        self._received, self._joined = Received(config, self._pretrained), dict[str, None]()
         self._training = threading.Lock()
         self.noise_alone = 0  # steps in which this partner could not train
         self._participant, self._roster_hash = participant_of(config)
@@ -107,7 +109,9 @@ class Worker(UserData):
     def join(self, task: JoinTask) -> JoinReply:
         """Returns who this partner is, and the layout of the model that it would train."""
         anchor = self.ready()
-        self._joined.add(task.run_id)
+        self._joined[task.run_id] = None
+        while len(self._joined) > _MOST_RUNS:
+            del self._joined[next(iter(self._joined))]
         return JoinReply(
             self.config.name,
             self.config.declared_users,

@@ -4,6 +4,7 @@ The child holds the file open to append, so that it cannot be renamed away from 
 `NAME.YYYY-MM-DD`, and the file is cut to nothing, in place. A line that is written between the two is lost.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
@@ -43,12 +44,24 @@ class LogRotation:
         since = self._since.setdefault(log, datetime.fromtimestamp(found.st_mtime, UTC).date())
         if since == today and found.st_size <= self._most_bytes:
             return 0
-        if found.st_size:
-            shutil.copyfile(log, _free(log.with_name(f"{log.name}.{since.isoformat()}")))
-            with log.open("r+b") as file:
-                file.truncate()
+        if found.st_size and not _turn(log, since):
+            return 0
         self._since[log] = today
         return delete(path for path, day in _turned(log) if today - day > timedelta(self._days))
+
+
+def _turn(log: Path, since: date) -> bool:
+    """Returns whether a log was turned; where the disk is full it stays as it is, and is tried again."""
+    copy = _free(log.with_name(f"{log.name}.{since.isoformat()}"))
+    try:
+        shutil.copyfile(log, copy)
+        with log.open("r+b") as file:
+            file.truncate()
+    except OSError:
+        with contextlib.suppress(OSError):
+            copy.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _turned(log: Path) -> list[tuple[Path, date]]:

@@ -37,6 +37,7 @@ from common.secagg.transcript import digest
 
 PROTOCOL_VERSION = 1  # of all messages; said at the join, before any other field is looked at
 
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CARD = re.compile("[0-9a-f]{64}|")
 
 
@@ -130,6 +131,12 @@ class JoinTask(_Flat):
 
     run_id: str
     protocol: int = PROTOCOL_VERSION
+
+    def __post_init__(self) -> None:
+        if not _RUN_ID.fullmatch(self.run_id):
+            raise ProtocolError(
+                f"run {self.run_id!r:.80}: a run's id is 1 to 64 letters, digits, dashes and underscores"
+            )
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:

@@ -100,6 +100,9 @@ def _line(registry: Registry, number: int) -> dict[str, Any]:
         "rounds": len(lineage.rounds),
         "partners": len(lineage.partners),
         "epsilon": lineage.privacy.epsilon,
+        "unit": lineage.privacy.unit,
+        "delta": lineage.privacy.delta,
+        "user_epsilon": lineage.privacy.user_epsilon,
         "mode": lineage.privacy.mode,
         "base": lineage.base.encoder,
     }
@@ -173,7 +176,7 @@ def _pointer(registry: Registry) -> dict[str, Any]:
 
 def _versions_table(result: dict[str, Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for column in ("version", "", "added", "run", "rounds", "partners", "epsilon", "base"):
+    for column in ("version", "", "added", "run", "rounds", "partners", "epsilon claimed", "base"):
         table.add_column(column)
     for one in result["versions"]:
         mark = "promoted" if one["version"] == result["promoted"] else ""
@@ -186,7 +189,8 @@ def _versions_table(result: dict[str, Any]) -> Table:
 
 
 def _epsilon(one: dict[str, Any]) -> str:
-    return "none" if one["epsilon"] is None else rounded_up(one["epsilon"])
+    """Returns the server's claim with its unit: figures of different units are not to be compared."""
+    return "not bounded" if one["epsilon"] is None else f"{rounded_up(one['epsilon'])} per {one['unit']}"
 
 
 def _print_lineage(console: Console, result: dict[str, Any]) -> None:

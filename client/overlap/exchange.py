@@ -94,33 +94,33 @@ class Overlap:
             UsageError: where `overlap.partners` does not name it, or this partner has too few users.
         """
         self._require_partner(peer)
-        users = self._users()
-        session = self.random(_SESSION_BYTES).hex()
-        key = session_key(self.config.overlap, session, self.config.name, peer)
-        secret, size = new_secret(self.random), bucket(len(users))
-        header = Request(
-            session=session,
-            asker=self.config.name,
-            answerer=peer,
-            roster=self.roster.hash.hex(),
-            time=int(self.now()),
-            points=size,
-            least_users=self.config.overlap.least_users,
-            fold_case=self.config.overlap.fold_case,
-            key_check=_key_check(key),
-        )
-        data = write_file(header, padded(masked(secret, key, users), size, self.random), self.identity)
-        kept = {
-            "version": OVERLAP_VERSION,
-            "secret": secret.hex(),
-            "answerer": peer,
-            "request": hash_of(data),
-            "users": len(users),
-            "points": size,
-        }
-        with self._alone():
+        with self._alone():  # so that whoever is erased meanwhile is in no request that stays open
+            users = self._users()
+            session = self.random(_SESSION_BYTES).hex()
+            key = session_key(self.config.overlap, session, self.config.name, peer)
+            secret, size = new_secret(self.random), bucket(len(users))
+            header = Request(
+                session=session,
+                asker=self.config.name,
+                answerer=peer,
+                roster=self.roster.hash.hex(),
+                time=int(self.now()),
+                points=size,
+                least_users=self.config.overlap.least_users,
+                fold_case=self.config.overlap.fold_case,
+                key_check=_key_check(key),
+            )
+            data = write_file(header, padded(masked(secret, key, users), size, self.random), self.identity)
+            kept = {
+                "version": OVERLAP_VERSION,
+                "secret": secret.hex(),
+                "answerer": peer,
+                "request": hash_of(data),
+                "users": len(users),
+                "points": size,
+            }
             self._store.put(session, json.dumps(kept).encode())
-        return _written(out / f"{_stem(header)}.request", data)
+            return _written(out / f"{_stem(header)}.request", data)
 
     def answer(self, path: Path, out: Path) -> Path:
         """Step 2: writes the response to a request and returns its path.

@@ -156,9 +156,10 @@ class _Moving:
         self._over.set()
 
     def through(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """Passes pieces on, and notes that they move."""
+        """Passes pieces on, and notes that they move: what is empty moves nothing."""
         for piece in pieces:
-            self._moved = time.monotonic()
+            if piece.body or piece.HasField("head"):
+                self._moved = time.monotonic()
             yield piece
 
     def _watch(self) -> None:

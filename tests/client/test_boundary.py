@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, RecordDict
 from other_users import SHIM, WORKER, as_user, ids, needs_other_users
 from partner_folder import write_partner
 
+from client import deploy
 from client.boundary import boundary
 from client.deployment import ClientConfig, load_client
 from client.partner import PartnerConfig, dump_partner
@@ -68,6 +69,55 @@ def test_promise_3_check_says_which_files_the_shims_user_can_read(partner: Partn
     assert partner.clicks in boundary(client, partner)[1]
     kit.chmod(0o700)
     assert boundary(client, partner)[0]
+
+
+@needs_other_users
+@pytest.mark.parametrize("name", ["worker.toml", "roster.toml", "card.toml", "client.toml", "ca.crt"])
+def test_promise_3_check_says_which_files_the_shims_user_can_replace(
+    name: str, partner: PartnerConfig, home: Path
+) -> None:
+    """Who can put another policy, roster or authority there need read nothing."""
+    kit = home / "kit"
+    kit.chmod(0o711)
+    partner = replace(partner, roster=str(kit / "roster.toml"), card=str(kit / "card.toml"))
+    client = replace(CLIENT, worker=str(kit / "worker.toml"), ca=str(kit / "ca.crt"))
+    for path in (kit / name, *kit.iterdir()):
+        path.touch()
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    assert boundary(client, partner)[0]
+    (kit / name).chmod(0o602)
+    assert boundary(client, partner)[1].startswith(f"NO BOUNDARY, {SHIM} can replace {kit / name} (")
+    (kit / name).chmod(0o600)
+    kit.chmod(0o713)  # files can be renamed away, and others put in their place
+    assert f"{kit / name}" in boundary(client, partner)[1].split("can replace", 1)[1]
+
+
+@needs_other_users
+def test_the_probe_is_given_nothing_of_roots_environment(
+    partner: PartnerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_PASSWORD", "secret")
+    seen: list[Any] = []
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda words, **more: seen.append(more) or real(words, **more))
+    boundary(CLIENT, partner)
+    (more,) = seen
+    assert set(more["env"]) == {"PATH"}
+    assert more["stdin"] == subprocess.DEVNULL
+
+
+def test_root_gives_a_folder_away_after_what_lies_in_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its new owner could put a link to any file in the place of one that root is about to give away."""
+    given: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        os, "chown", lambda path, *_ids, follow_symlinks=True: given.append((path.name, follow_symlinks))
+    )
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    for name in ("node.key", "ca.crt"):
+        (home / name).touch()
+    client = replace(CLIENT, node_key=str(home / "node.key"), ca=str(home / "ca.crt"))
+    deploy._node(client, "unix:/s", home)
+    assert given == [("node.key", False), ("ca.crt", False), ("supernode", False)]
 
 
 @needs_other_users

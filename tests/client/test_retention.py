@@ -13,13 +13,13 @@ from partner_folder import task_for, write_partner
 
 from client.observing import Metrics
 from client.partner import PartnerConfig, PartnerRetention
-from client.retention import Deleted, tidy
+from client.retention import Deleted, forget_all, tidy
 from client.roundstore import MemoryRoundStore
 from client.sent import SentFile, exclusive, round_of, sent_files
 from client.worker import Worker
 from client.worker_command import Keeper
 from common.auditlog import AuditLog, read_audit_log
-from common.errors import ProtocolError
+from common.errors import LedgerError, ProtocolError
 
 HOUR = 3600.0
 
@@ -140,6 +140,17 @@ def test_a_damaged_file_stops_no_tidying(shop: PartnerConfig, caplog: pytest.Log
     assert worker.tidy() == Deleted(contributions=1)
     assert "sent-0000.safetensors: damaged" in caplog.text
     assert broken.exists()
+
+
+def test_a_damaged_file_stops_no_erasure_of_the_others(shop: PartnerConfig) -> None:
+    worker = Worker(shop)
+    worker.train(task_for(worker))
+    (whole,) = sent_files(Path(shop.state))
+    broken = whole.with_name("sent-0000.safetensors")  # the first of them
+    broken.write_bytes(b"nonsense")
+    with pytest.raises(LedgerError, match=r"sent-0000.safetensors: damaged(.|\n)*erase again"):
+        forget_all(Path(shop.state))
+    assert round_of(whole) is None
 
 
 def test_the_ledger_the_register_and_the_audit_log_stay(shop: PartnerConfig) -> None:

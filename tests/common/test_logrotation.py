@@ -1,10 +1,14 @@
 """Logs that a child writes: turned by day and size while it writes on, and deleted when they are old."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import pytest
 
 from common.logrotation import LogRotation
 
@@ -59,6 +63,28 @@ def test_a_log_that_grows_too_long_is_turned_within_the_day(tmp_path: Path) -> N
         f"worker.log.{day}.2": "second, too long",
         "worker.log": "short",
     }
+
+
+def test_a_full_disk_leaves_the_log_as_it_is_until_there_is_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text("line\n")
+    rotation = LogRotation([log], days=30)
+
+    def full(_source: Path, target: Path) -> None:
+        target.write_text("li")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        for _ in range(3):
+            assert rotation.tend(datetime.now(UTC) + DAY) == 0
+    assert log.read_text() == "line\n"
+    assert list(tmp_path.iterdir()) == [log]  # no part of a copy stays
+    rotation.tend(datetime.now(UTC) + DAY)
+    assert log.read_text() == ""
+    assert [path.read_text() for path in tmp_path.glob("worker.log.*")] == ["line\n"]
 
 
 def test_a_child_that_holds_the_file_open_writes_on(tmp_path: Path) -> None:

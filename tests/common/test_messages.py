@@ -30,7 +30,7 @@ PLAN = TrainingPlan(4, "adam", 0.01, 0.0)
 COUNTS = np.array([[1.0, 0.0, 2.0], [4.0, 0.0, 2.0]])
 TASK = TrainTask("run", 3, 0, 0.5, "f" * 64, PLAN, np.array([1.5, -2.25, 0.0], np.float32))
 MESSAGES = [
-    JoinTask("run-é"),
+    JoinTask("run-e_1"),
     JoinReply("shop", 120, "a" * 64, True, "b" * 64, "c" * 64, "d" * 64),
     AnchorTask("run", "0123456789abcdef" * 4),
     StatisticsTask("run", ("i1", "")),

@@ -180,6 +180,8 @@ def test_partners_that_die_hang_or_are_cut_off_are_missed_and_come_back(five: De
         clients[name].send_signal(signal.SIGTERM)
         assert clients[name].wait(SECONDS) == 0
         assert "worker 1 times" in five.log_of(clients[name])
+    for name in set(five.names) - {cut_off}:
+        assert "and seeks none" not in five.log_of(clients[name]), "a SuperNode that works is left alone"
     for name in five.names:
         assert max(charged[name]) > missed[name], f"{name} did not come back"
 
