@@ -65,7 +65,7 @@ class Erased:
         """Returns what changes whenever the list does; cheap enough to be asked for each question."""
         try:
             found = self._list.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return (0, 0, 0) if self._key_file.exists() else None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
@@ -105,7 +105,7 @@ class Erased:
                 )
             listed = _Listed(_hashes(found["users"]), _hashes(found["folded"]))
             check = str(found["key_check"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if self._key_file.exists() or self._seen:
                 raise DataError(f"erased/users.json: is gone, and was there before; {_MEND}") from None
             return _Listed(frozenset(), frozenset())
@@ -122,7 +122,7 @@ class Erased:
     def _key(self) -> bytes | None:
         try:
             key = self._key_file.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise DataError(f"erased/key: cannot be read ({error.strerror}); {_MEND}") from None

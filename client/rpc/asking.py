@@ -24,7 +24,10 @@ _MOST_ANSWER_BYTES = 2**34
 _PROBE_SECONDS = 5.0
 _NOT_THERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _NOT_RUNNING = "this partner's worker is not running; start it with hushclick worker"
-_HANGS = "this partner's worker does not answer, though something listens: is it stopped, or the machine overloaded?"
+_HANGS = (
+    "this partner's worker does not answer, or broke off, though something listens: was it killed, is it stopped, or is"
+    " the machine overloaded?"
+)
 
 
 def ask(
