@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint format bench clean help
+.PHONY: demo test test-slow test-soak lint format bench clean help
 
 help:
 	@echo "make demo   train over six partners on real clicks, with privacy; ends with a table and a report"
 	@echo "make test   set up and run all quick tests"
 	@echo "make test-slow   the tests that take minutes (Flower's own engine, shipped configurations)"
+	@echo "make test-soak   faults of whole deployments, and containers: tens of minutes"
 	@echo "make lint   formatting, types, import rules"
 	@echo "make bench  the figures of docs/benchmarks.md"
 
@@ -42,7 +43,11 @@ test: $(VENV)/.dev $(VENV)/.models
 
 test-slow: $(VENV)/.dev $(VENV)/.models
 	@echo "== testing (slow tests)"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not soak"
+
+test-soak: $(VENV)/.dev $(VENV)/.models
+	@echo "== testing (faults of whole deployments, and docker-compose.yml where a Docker engine answers)"
+	$(BIN)/python -m pytest -m soak --durations=10
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -128,6 +128,7 @@ def over(deployment: Deployment, number: int) -> None:
     deployment.wait_until(lambda: number in contributed(deployment), f"round {number}")
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_partners_that_die_hang_or_are_cut_off_are_missed_and_come_back(five: Deployment) -> None:
     """A worker is killed in its training while another hangs; a shim is killed while a network is cut; a worker is
@@ -202,6 +203,7 @@ def three(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_encoder: Path
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk that is small enough to fill")
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_server_that_dies_in_parts_or_fills_its_disk_ends_with_the_same_bits(three: Deployment) -> None:
     """After round 1 the ServerApp is killed, after 2 the SuperLink; after 3 the disk is full for a while."""
