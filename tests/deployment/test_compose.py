@@ -41,7 +41,11 @@ def compose_words() -> list[str]:
     return ["docker", "compose"] if found and found.returncode == 0 else []
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.soak,
+    pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers"),
+]
 
 
 class Stack:
