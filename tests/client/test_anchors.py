@@ -174,7 +174,7 @@ def test_a_head_that_cannot_be_written_releases_nothing_and_stays_charged(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(LedgerError, match=r"head\.json: written \(No space left on device.*\), so nothing may"):
+    with pytest.raises(LedgerError, match=r"head\.json: cannot be written \(No space left.*\), so nothing may"):
         budget.reserve(nth(9))
     monkeypatch.undo()
     assert len(Ledger(place.ledger).events()) == 2
