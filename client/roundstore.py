@@ -4,7 +4,7 @@ Never with Flower: what Flower keeps, whoever ships code through Flower can read
 """
 
 import os
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class MemoryRoundStore:
 
     def put(self, name: str, blob: bytes) -> None:
         """Keeps a blob."""
-        self._blobs[name] = time.time(), blob
+        self._blobs[name] = datetime.now(UTC).timestamp(), blob
 
     def get(self, name: str) -> bytes | None:
         """Returns a blob."""

@@ -163,7 +163,7 @@ def test_metrics_are_the_partners_own_and_on_loopback(partner: PartnerConfig, st
     start(metrics_port=port)
     told(partner, TRAIN_UPDATE, task.to_record())
     told(partner, "train.nonsense", RecordDict())
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as found:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as found:
         text = found.read().decode()
     assert f'hushclick_answers_total{{outcome="answered",type="{TRAIN_UPDATE}"}} 1.0' in text
     assert 'hushclick_answers_total{outcome="refused",type="unknown"} 1.0' in text

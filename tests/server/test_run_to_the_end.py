@@ -44,6 +44,10 @@ class Scene:
     def stop(self, run: str) -> None:
         self.stopped.append(run)
 
+    @property
+    def has_died(self) -> bool:
+        return self.dead
+
     def revive(self) -> bool:
         was, self.dead = self.dead, False
         self.revived += was
@@ -53,6 +57,7 @@ class Scene:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setattr(server.deploy, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(server.deploy, "_ASK_SECONDS", 0.002)
     return RunFolder(tmp_path)
 
 

@@ -29,7 +29,7 @@ from common.runfolder import RunFolder
 # Training takes about a second, so that it can be met in the middle; the noise is large, so that no budget ends.
 ROUND = {"local_steps": 40}
 PRIVACY = {"noise_multiplier": 5.0, "epsilon": 900.0}
-ROUNDS = 10  # three times: a full one, a fault, and one without whoever was lost; and one to come back in
+ROUNDS = 12  # three times: a full one, a fault, and one without whoever was lost; and some to come back in
 TIMEOUTS = {"timeout_seconds": 75.0, "stage_timeout_seconds": 45.0}  # times the machine's pace
 _SHIM_SECONDS = 3.0  # that an idle machine takes to start what Flower starts for each message, and some
 
