@@ -158,7 +158,7 @@ class Gate:
     def __init__(self, host: str, port: int, certificate: Path, key: Path, app: Starlette) -> None:
         config = uvicorn.Config(
             app, host=host, port=port, ssl_certfile=str(certificate), ssl_keyfile=str(key), log_level="warning",
-            access_log=False, server_header=False, limit_concurrency=_MOST_CONNECTIONS,
+            access_log=False, server_header=False, limit_concurrency=_MOST_CONNECTIONS, ws="none",
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="gate", daemon=True)
