@@ -51,13 +51,17 @@ def _private_files(client: ClientConfig, partner: PartnerConfig) -> tuple[str, .
         *(partner.clicks, partner.ledger, partner.identity, partner.state, f"{partner.state}/audit.jsonl"),
         *(client.worker, client.node_key, overlap.identifiers, overlap.secret),
     ]
-    return tuple(path for path in paths if path and Path(path).exists())
+    return _there(paths)
 
 
 def _told_files(client: ClientConfig, partner: PartnerConfig) -> tuple[str, ...]:
     """Returns what is there of all that the worker and the client believe: who changes it changes the policy."""
     own = Path(client.worker).with_name("client.toml")  # a kit has both in one folder
     paths = (client.worker, str(own), client.ca, partner.card, partner.roster, partner.signing_key)
+    return _there(paths)
+
+
+def _there(paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(path for path in paths if path and Path(path).exists())
 
 

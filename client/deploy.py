@@ -99,8 +99,13 @@ def partner_of(client: ClientConfig) -> PartnerConfig | None:
 
 def _boundary_of(client: ClientConfig, partner: PartnerConfig | None) -> str:
     there, says = boundary(client, partner)
-    starts = client.start_worker and partner is not None
-    if there and starts and partner and partner.worker.listen.startswith(UNIX) and not partner.worker.group:
+    if (
+        there
+        and client.start_worker
+        and partner
+        and partner.worker.listen.startswith(UNIX)
+        and not partner.worker.group
+    ):
         raise ConfigError(
             f"worker.group is unset in {client.worker}: {client.shim_user} could not reach the worker's socket; name a"
             f" group that is {client.shim_user}'s own"
