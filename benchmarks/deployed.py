@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.empty_apps import ANSWER, PLAN
 from benchmarks.measuring import REPOSITORY, Options, PeakMemory, spread, spread_text
 from common.config import load_config
 from common.errors import HushclickError
@@ -75,7 +76,7 @@ def _stock(kits: Path, folder: Path, rounds: int) -> list[float]:
     run, partners = folder / "stock", sorted((kits / "partners").iterdir())
     run.mkdir()
     plan = {"nodes": len(partners), "rounds": rounds, "exchanges": _EXCHANGES}
-    (run / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    (run / PLAN).write_text(json.dumps(plan), encoding="utf-8")
     with ExitStack() as stack:
         link = stack.enter_context(own_link(_stock_deployment(deployment, run), run / "flower"))
         control = Control(run / "flower", link.address, Path(deployment.ca))
@@ -87,7 +88,7 @@ def _stock(kits: Path, folder: Path, rounds: int) -> list[float]:
             ]
             stack.enter_context(running(words, run / kit.name, run / f"{kit.name}.log"))
         _start_stock(control, run, link.address)
-        return list(_wait_for(run / "answer.json", run)["round_seconds"])
+        return list(_wait_for(run / ANSWER, run)["round_seconds"])
 
 
 def _stock_deployment(deployment: ServerDeployment, run: Path) -> ServerDeployment:
@@ -96,8 +97,8 @@ def _stock_deployment(deployment: ServerDeployment, run: Path) -> ServerDeployme
 
 def _start_stock(control: Control, run: Path, address: str) -> None:
     """Sends stock Flower's apps as stock Flower does: in the bundle."""
-    bundle = write_bundle(run / "flower" / "bundle", server="stock_app:server", client="stock_app:client")
-    shutil.copyfile(REPOSITORY / "benchmarks" / "stock_app.py", bundle / "stock_app.py")
+    bundle = write_bundle(run / "flower" / "bundle", server="empty_apps:stock", client="empty_apps:client")
+    shutil.copyfile(REPOSITORY / "benchmarks" / "empty_apps.py", bundle / "empty_apps.py")
     project = bundle / "pyproject.toml"
     project.write_text(project.read_text(encoding="utf-8").replace('fab-include = ["/README.md"]\n', ""), "utf-8")
     subprocess.run(

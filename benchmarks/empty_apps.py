@@ -19,6 +19,7 @@ _TIMEOUT_SECONDS = 600.0
 _PAUSE_SECONDS = 0.002
 
 server = ServerApp()
+stock = ServerApp()  # as Flower's own strategies exchange: `exchanges` a round, with `Grid.send_and_receive`
 client = ClientApp()
 
 
@@ -50,6 +51,27 @@ def main(grid: Grid, context: Context) -> None:
         "round_seconds": seconds,
     }
     (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
+
+
+@stock.main()
+def stock_main(grid: Grid, context: Context) -> None:
+    """Does the plan's rounds of so many exchanges each, and writes down how long each round took."""
+    folder = Path(str(context.run_config["run-folder"]))
+    plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    while len(nodes := list(grid.get_node_ids())) < plan["nodes"]:
+        time.sleep(0.1)
+    seconds = []
+    for number in range(plan["rounds"]):
+        started = time.monotonic()
+        for _ in range(plan["exchanges"]):
+            messages = [Message(RecordDict(), node, "query.echo", group_id=str(number)) for node in nodes]
+            replies = list(grid.send_and_receive(messages))
+            if len(replies) < len(nodes) or any(reply.has_error() for reply in replies):
+                raise RuntimeError("a node did not answer")
+        seconds.append(time.monotonic() - started)
+    part = (folder / ANSWER).with_suffix(".part")
+    part.write_text(json.dumps({"round_seconds": seconds}), encoding="utf-8")
+    part.rename(folder / ANSWER)
 
 
 def _exchange(grid: Grid, nodes: Sequence[int], group: str) -> None:
