@@ -22,13 +22,14 @@ from benchmarks.secagg_cell import COLLUDERS, NUM_MASKS, Cell, Elsewhere, Meter,
 from common.secagg import client_role as client_steps
 from common.secagg.checks import Member
 from common.secagg.coding import Coding, decode, encode, require_codable
-from common.secagg.keys import KEY_BYTES
+from common.secagg.keys import KEY_BYTES, sign
 from common.secagg.masking import _BLOCK_WORDS, Masker, MaskKeys, _Keystream
 from common.secagg.parameters import Policy, bits_for
 from common.secagg.roster import Member as RosterMember
 from common.secagg.roster import Roster
 from common.secagg.server_role import Gathering, Grid, Tally
 from common.secagg.states import Advertised, Masked, Shared
+from common.secagg.transcript import pack_numbers, participants_hash
 from common.secagg.wire import ConfirmTask, MaskTask, SessionId, UnmaskTask, Upload
 from common.stage_messages import Advertised as AdvertisedMessage
 from common.stage_messages import Confirmation, stage_record, upload_record
@@ -128,15 +129,21 @@ def _client(cell: Cell, meter: Meter, send: Send) -> int:
             masked, upload, pieces = round_.masked(member, shared, task, update_D, send)
         body_bytes = _wire_bytes(upload_record(pieces, upload))
         del pieces
-        task = others(masked)
-        with meter.counting():
-            masked, signature = client_steps.confirm(member, masked, task)
-        task = others((masked, signature))
-        with meter.counting():
-            revealed = client_steps.unmask(member, masked, task)
+        task = others((masked, upload))
+        if cell.dropped:
+            with meter.counting():
+                masked, signature = client_steps.confirm(member, masked, task)
+            task = others((masked, signature))
+            with meter.counting():
+                revealed = client_steps.unmask(member, masked, task)
+            last: tuple[Any, ...] = Confirmation(signature), revealed
+        else:  # nobody fell silent: both at once
+            with meter.counting():
+                signature, revealed = client_steps.confirm_all(member, masked, task)
+            last = (Confirmation(signature, "", revealed.owners, revealed.shares),)
     if len(revealed.owners) != cell.partners:
         raise RuntimeError("our client did not answer with a share for every partner")
-    small = AdvertisedMessage(advertisement.to_bytes()), shares, Confirmation(signature), revealed
+    small = AdvertisedMessage(advertisement.to_bytes()), shares, *last
     return body_bytes + sum(_wire_bytes(stage_record(message)) for message in small)
 
 
@@ -173,11 +180,19 @@ class _Others:
         self._tally.fix_second(self._round.grid(self._cell.length), dict.fromkeys(self._round.members, 1.0))
         return self._tally.mask_task(self._number)
 
-    def _confirm_task(self, _masked: Masked) -> ConfirmTask:
+    def _confirm_task(self, sent: tuple[Masked, Upload]) -> ConfirmTask:
         silent = set(list(self._peers)[len(self._peers) - self._cell.dropped :])
         alive = tuple(number for number in self._round.members if number not in silent)
-        self._task = ConfirmTask(_SESSION, alive, tuple(sorted(silent)))
+        words = b"" if silent else b"".join(self._word(number, *sent) for number in alive)
+        self._task = ConfirmTask(_SESSION, alive, tuple(sorted(silent)), words)
         return self._task
+
+    def _word(self, number: int, masked: Masked, upload: Upload) -> bytes:
+        """Returns what a participant says that it masked within: the same as the client for all of them."""
+        if number == self._number:
+            return upload.masked
+        second = participants_hash("second", masked.session, pack_numbers(masked.second))
+        return sign(self._peers[number].identity, "masked", masked.context, masked.first_hash, second, number)
 
     def _unmask_task(self, sent: tuple[Masked, bytes]) -> UnmaskTask:
         # All sign the same: a peer's signature needs nothing of its state that is not in the client's too.
@@ -228,12 +243,15 @@ def _serve_round(cell: Cell, round_: _Party, ask: _Uncounted, meter: Meter) -> N
         tally.fix_second(round_.grid(cell.length), dict.fromkeys(round_.members, 1.0))
         _take_uploads(tally, ask)
         tally.fix_third()
-        for number, signature in ask("confirm", tally.confirm_task()):
-            tally.add_confirmation(number, signature)
         unmasking = tally.unmasking()
-        tasks = {number: tally.unmask_task(number) for number in tally.confirmed()}
-        for number, revealed in ask("unmask", tasks):
-            unmasking.add(number, revealed)
+        for number, (signature, revealed) in ask("confirm", tally.confirm_task()):
+            tally.add_confirmation(number, signature)
+            if revealed is not None:
+                unmasking.add(number, revealed)
+        able = tally.confirmed()
+        if not tally.everyone:
+            for number, revealed in ask("unmask", {number: tally.unmask_task(number) for number in able}):
+                unmasking.add(number, revealed)
         return decode(unmasking.finish(), len(tally.third), round_.coding)
 
 
@@ -269,6 +287,8 @@ class _Clients:
         member = self._round.members[number]
         if stage == "unmask":
             return client_steps.unmask(member, self._states[number], task[number])
+        if stage == "confirm" and task.masked:
+            return client_steps.confirm_all(member, self._states[number], task)
         if stage == "advertise":
             after: tuple[Any, Any] = client_steps.advertise(member, _SESSION, os.urandom)
         elif stage == "share":
@@ -276,7 +296,7 @@ class _Clients:
         else:
             after = client_steps.confirm(member, self._states[number], task)
         self._states[number], message = after
-        return message
+        return (message, None) if stage == "confirm" else message
 
     def _mask(self, number: int, task: MaskTask) -> tuple[list[bytes], Upload] | None:
         if number in self._silent:

@@ -56,7 +56,7 @@ class Participant:
 
     Formal guarantees:
         - an attempt at a round is advertised once, and no later attempt follows once the round was unmasked;
-        - each stage of an attempt answers once, and in order;
+        - each stage of an attempt answers once, and in order; shares of one attempt leave once;
         - a participant that restarted refuses what it answered before.
 
     Args:
@@ -64,10 +64,14 @@ class Participant:
         folder: the partner's state folder.
         store: of the round's secrets.
         random: source of all randomness.
+        noised: whether all that this partner contributes carries noise.
     """
 
-    def __init__(self, member: Member, folder: Path, store: RoundStore, random: Random = os.urandom) -> None:
+    def __init__(
+        self, member: Member, folder: Path, store: RoundStore, random: Random = os.urandom, *, noised: bool = False
+    ) -> None:
         self._member, self._folder, self._store, self._random = member, folder, store, random
+        self._noised = noised
 
     def advertise(self, session: SessionId) -> Advertisement:
         """Stage 0: writes down that this attempt begins, then returns fresh keys."""
@@ -132,32 +136,43 @@ class Participant:
         self._keep(after)
         return pieces, upload
 
-    def confirm(self, task: ConfirmTask) -> bytes:
-        """Stage 3: returns the consistency signature.
+    def confirm(self, task: ConfirmTask) -> tuple[bytes, Revealed | None]:
+        """Stage 3: returns the consistency signature, and where all of U2 survive the shares of stage 4, if asked to.
 
-        Round 0, exact statistics, is summed over the whole roster or not at all: two sums over sets that differ by one
-        partner would show that partner's counts.
+        The round is final here before a share leaves, as in stage 4: who reveals at once signs no other survivors.
+
+        Round 0 of exact statistics is summed over the whole roster or not at all: two sums over sets that differ by one
+        partner would show that partner's counts. Where there is noise, it is what hides them, and partners may be lost
+        like in any round.
         """
-        if task.session.round == 0 and len(task.survivors) != len(self._member.roster):
+        exact = task.session.round == 0 and not self._noised
+        if exact and len(task.survivors) != len(self._member.roster):
             raise ProtocolError(
                 f"statistics of {len(task.survivors)} partners: all {len(self._member.roster)} of the roster must take"
                 " part"
             )
+        if task.masked:
+            signature, revealed = client_role.confirm_all(self._member, self._state(task.session, Masked), task)
+            self._finish(task.session)
+            return signature, revealed
         after, signature = client_role.confirm(self._member, self._state(task.session, Masked), task)
         self._keep(after)
-        return signature
+        return signature, None
 
     def unmask(self, task: UnmaskTask) -> Revealed:
         """Stage 4: the round is final here before a share leaves, and its secrets are gone."""
         state = self._state(task.session, Masked)
         revealed = client_role.unmask(self._member, state, task)
-        for name in _Register(self._folder, task.session.run_id).finish(task.session.round):
-            self._store.erase(name)
+        self._finish(task.session)
         return revealed
 
     def expire(self, before: float) -> int:
         """Forgets secrets that were kept before a Unix time: a run that died ends no round; returns how many."""
         return self._store.expire(before)
+
+    def _finish(self, session: SessionId) -> None:
+        for name in _Register(self._folder, session.run_id).finish(session.round):
+            self._store.erase(name)
 
     def _keep(self, state: State) -> None:
         self._store.put(state.session.hex(), dump_state(state))
@@ -190,7 +205,8 @@ def participant_of(config: PartnerConfig) -> tuple[Participant | None, str]:
     member = Member(roster.number(config.name), identity, roster, config.aggregation.policy())
     state, store = Path(config.state), MemoryRoundStore()
     disk = SealedRoundStore(state / "secrets", identity)
-    return Participant(member, state, disk if config.aggregation.round_secrets == "disk" else store), roster.hash.hex()
+    kept, noised = disk if config.aggregation.round_secrets == "disk" else store, config.privacy.noised
+    return Participant(member, state, kept, noised=noised), roster.hash.hex()
 
 
 def own_membership(config: PartnerConfig) -> tuple[Ed25519PrivateKey, Roster]:

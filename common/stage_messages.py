@@ -6,16 +6,16 @@
 | REVEAL | query.reveal | `RevealTask` | `Coin` |
 | SHARE | query.share | `ShareTask` | `Shares` |
 | MASK | train.mask or query.mask | `MaskTask` and a `TrainTask` or `StatisticsTask` | masked body and `Upload` |
-| CONSISTENCY | query.confirm | `ConfirmTask` | `Confirmation` |
+| CONSISTENCY | query.confirm | `ConfirmTask` | `Confirmation`, where all of U2 survive with the shares of UNMASK |
 | UNMASK | query.unmask | `UnmaskTask` | `Revealed` |
 
 A message of the next round can ride along in any of them (`with_ahead`), and so can its answer: in steady state a round
-takes three round trips.
+takes two round trips, and three where somebody fell silent before its masked body came.
 """
 
 import types
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
@@ -81,13 +81,26 @@ class Coin:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """One consistency signature, 64 bytes, and what the server keeps of the signer's ledger."""
+    """One consistency signature, 64 bytes, what the server keeps of the signer's ledger, and shares if asked for.
+
+    Attributes:
+        anchor: blinded commitment to the head of the ledger; empty before its first record.
+        owners, shares, bad_dealers: as in `Revealed`; empty where the task did not ask for them.
+    """
 
     signature: bytes
-    anchor: str = ""  # blinded commitment to the head of the ledger; empty before its first record
+    anchor: str = ""
+    owners: tuple[int, ...] = ()
+    shares: bytes = field(default=b"", repr=False)
+    bad_dealers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require_anchor(self.anchor)
+
+    @property
+    def revealed(self) -> Revealed:
+        """Returns the shares as UNMASK would have given them."""
+        return Revealed(self.owners, self.shares, self.bad_dealers)
 
 
 Ahead = AdvertiseTask | Advertised | RevealTask | Coin | ShareTask | Shares
@@ -170,12 +183,12 @@ def upload_of(record: RecordDict) -> tuple[list[NDArray[np.uint32]], Upload]:
 def _flat(message: Any) -> dict[str, Any]:
     """Returns a message's fields as values that a record can hold; numbers of participants as packed bytes."""
     values: dict[str, Any] = {}
-    for field in fields(message):
-        value = getattr(message, field.name)
+    for each in fields(message):
+        value = getattr(message, each.name)
         if isinstance(value, SessionId):
             values |= {"run_id": value.run_id, "round": value.round, "attempt": value.attempt}
         else:
-            values[field.name] = pack_numbers(value) if isinstance(value, tuple) else value
+            values[each.name] = pack_numbers(value) if isinstance(value, tuple) else value
     return values
 
 
@@ -188,8 +201,8 @@ def _rich(kind: type[M], record: Any) -> M:
         raise ProtocolError(f"a {kind.__name__} that is not a record of fields")
     hints = get_type_hints(kind)
     expected: dict[str, Any] = {}
-    for field in fields(kind):  # type: ignore[arg-type]
-        expected |= _SESSION if hints[field.name] is SessionId else {field.name: hints[field.name]}
+    for each in fields(kind):  # type: ignore[arg-type]
+        expected |= _SESSION if hints[each.name] is SessionId else {each.name: hints[each.name]}
     if set(record) != set(expected):
         raise ProtocolError(f"a {kind.__name__} with the fields {sorted(record)}, expected {sorted(expected)}")
     values = {name: _value(name, record[name], hint) for name, hint in expected.items()}

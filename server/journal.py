@@ -1,7 +1,7 @@
 """The last stage of a round, on disk: a restarted server finishes it, and asks nobody twice.
 
-Two files beside the checkpoint: the masked sums with all that is public about them, written before UNMASK is asked for,
-and one line per answer, flushed before it counts.
+Two files beside the checkpoint: the masked sums with all that is public about them, written before anyone is asked for
+a share, and one line per answer, flushed before it counts.
 
 Legend: D parameters.
 """
@@ -32,9 +32,16 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._sums, self._lines = folder / "unmask.safetensors", folder / "unmask.jsonl"
 
-    def begin(self, round_number: int, unmaskings: Sequence[Unmasking]) -> None:
-        """Writes down the masked sums of a round, before anyone is asked for a share."""
-        self._lines.unlink(missing_ok=True)
+    def begin(self, round_number: int, unmaskings: Sequence[Unmasking], *, after: bool = False) -> None:
+        """Writes down the masked sums of a round, before anyone is asked for a share.
+
+        Args:
+            round_number: of the round.
+            unmaskings: of all groups that were or will be asked.
+            after: whether some were asked: their answers stay.
+        """
+        if not after:
+            self._lines.unlink(missing_ok=True)
         arrays: dict[str, NDArray[Any]] = {}
         for place, unmasking in enumerate(unmaskings):
             arrays |= {f"sum.{place}": unmasking.sum_D, f"slots.{place}": unmasking.slots}

@@ -42,7 +42,7 @@ from simulations.attackers import AttackingWorker, attackers_of
 
 NODE_UNAVAILABLE = 5  # Flower's code
 UPLOAD = "upload"  # the partner trains and masks, and its answer is lost
-STAGES = ("advertise", "share", "train", UPLOAD, "confirm", "unmask")  # where a partner can fall silent
+STAGES = ("advertise", "share", "train", UPLOAD, "confirm", "unmask")  # where a partner can fall silent, if it is asked
 _PLAIN_STAGES = ("train", UPLOAD)
 _ORDER = ("advertise", "reveal", *STAGES[1:])
 

@@ -8,7 +8,7 @@ Legend: D coordinates of the body. U1 advertised, U2 sent shares, U3 sent a mask
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -259,6 +259,26 @@ def confirm(member: Member, state: Masked, task: ConfirmTask) -> tuple[Masked, b
     return replace(state, survivors=task.survivors), signature
 
 
+def confirm_all(member: Member, state: Masked, task: ConfirmTask) -> tuple[bytes, Revealed]:
+    """Stages 3 and 4 at once, where all of U2 survive: the signature, and a share of everyone's b; of no s, ever.
+
+    Nobody else's signature over U3 is needed for that, but everyone's word that it masked within this very context, U1
+    and U2: else those who reveal need not be among those who are summed, and these could be summed again without one.
+
+    Raises:
+        ProtocolError: as `confirm`, with neighbours, when somebody dropped out, or for one good signature less.
+    """
+    _, signature = confirm(member, state, task)
+    if not state.complete or task.dropped:
+        raise ProtocolError(
+            "shares together with the survivors: only where everyone holds shares of everyone and stays"
+        )
+    _check_masked(member, state, state.second, task.masked)
+    owners = tuple(sorted(state.held))
+    shares = [state.held[owner][: shamir.SHARE_BYTES] for owner in owners]
+    return signature, Revealed(owners, b"".join(shares), state.bad_dealers)
+
+
 def unmask(member: Member, state: Masked, task: UnmaskTask) -> Revealed:
     """Stage 4: one share per owner, against signatures of at least `threshold` of its holders over the same survivors.
 
@@ -277,7 +297,8 @@ def unmask(member: Member, state: Masked, task: UnmaskTask) -> Revealed:
         key, what = member.roster.public_key(signer), f"consistency of {member.roster.member(signer).name}"
         verify(key, signature, what, "confirm", *_confirmed(state, state.survivors))
     owners, alive = tuple(sorted(state.held)), set(state.survivors)
-    _check_masked(member, state, [owner for owner in owners if owner in alive], task.masked)
+    others = [] if state.complete else [owner for owner in owners if owner in alive and owner != member.number]
+    _check_masked(member, state, others, task.masked)
     shares = [
         state.held[owner][: shamir.SHARE_BYTES] if owner in alive else state.held[owner][shamir.SHARE_BYTES :]
         for owner in owners
@@ -285,15 +306,15 @@ def unmask(member: Member, state: Masked, task: UnmaskTask) -> Revealed:
     return Revealed(owners, b"".join(shares), state.bad_dealers)
 
 
-def _check_masked(member: Member, state: Masked, survivors: list[int], blob: bytes) -> None:
-    """With neighbours: every survivor whose b is asked for masked within this very context, U1 and U2.
+def _check_masked(member: Member, state: Masked, owners: Sequence[int], blob: bytes) -> None:
+    """Checks that every owner masked within this very context, U1 and U2.
 
-    Otherwise a survivor to whom another U2 was shown, one without its honest neighbours, would lose its only mask. In a
-    complete graph any two U2 that are large enough share honest participants, whose pairwise masks stay.
+    With neighbours a survivor to whom another U2 was shown, one without its honest neighbours, would otherwise lose its
+    only mask. In a complete graph any two U2 that are large enough share honest participants, whose pairwise masks
+    stay: there stage 4 does not ask for this, only `confirm_all` does.
     """
-    others = [] if state.complete else [owner for owner in survivors if owner != member.number]
     second = participants_hash("second", state.session, pack_numbers(state.second))
-    for owner, signature in zip(others, parts_of(blob, SIGNATURE_BYTES, "masked", len(others)), strict=True):
+    for owner, signature in zip(owners, parts_of(blob, SIGNATURE_BYTES, "masked", len(owners)), strict=True):
         what = f"masked body of {member.roster.member(owner).name}"
         bound = state.context, state.first_hash, second, owner
         verify(member.roster.public_key(owner), signature, what, "masked", *bound)

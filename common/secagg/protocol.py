@@ -126,15 +126,20 @@ def run_secagg(
         tally.add_upload(number, pieces, say("mask", number, upload))
         transcript[-1:] = [("mask body", number, pieces), transcript[-1]]
 
-    # 3 CONSISTENCY: the survivors sign who survives.
+    # 3 CONSISTENCY: the survivors sign who survives; where all do, with a share of everyone's b.
     tally.fix_third()
+    unmasking = tally.unmasking()
     for number in left(list(tally.third), gone.confirm):
-        masked[number], signature = client.confirm(members[number], masked[number], tally.confirm_task())
+        if tally.everyone:
+            signature, revealed = client.confirm_all(members[number], masked[number], tally.confirm_task())
+            unmasking.add(number, say("reveal", number, revealed))
+        else:
+            masked[number], signature = client.confirm(members[number], masked[number], tally.confirm_task())
         tally.add_confirmation(number, say("confirm", number, signature))
 
     # 4 UNMASK: against enough of those signatures, a share of b for the living and of s for the dead.
-    unmasking = tally.unmasking()
-    for number in left(list(tally.confirmed()), gone.unmask):
+    able = list(tally.confirmed())
+    for number in left([] if tally.everyone else able, gone.unmask):
         revealed = client.unmask(members[number], masked[number], tally.unmask_task(number))
         unmasking.add(number, say("unmask", number, revealed))
     return Outcome(unmasking.finish(), tally.third, sum(weights[number] for number in tally.third), transcript)

@@ -140,7 +140,7 @@ class Tally:
     """Stages 1 to 4 of one sum; keeps a running sum and no masked body.
 
     The order of calls is that of the stages: `add_shares`, `mask_task`, `add_upload`, `confirm_task`,
-    `add_confirmation`, `unmask_task`, then `unmasking()` takes what is revealed.
+    `add_confirmation`, unless it is `everyone` `unmask_task`, then `unmasking()` takes what is revealed.
     """
 
     def __init__(
@@ -239,8 +239,7 @@ class Tally:
             hashed.update(np.ascontiguousarray(piece_D, "<u4").data)
         bound = self.context, self._first_hash, self._second_hash, number, hashed.digest(), upload.slots
         self._verify(number, upload.signature, "masked body", "upload", *bound)
-        if not self.shape.complete:
-            self._verify(number, upload.masked, "masked body", "masked", *bound[:4])
+        self._verify(number, upload.masked, "masked body", "masked", *bound[:4])
         start = 0
         for piece_D in pieces:
             self._sum_D[start : start + len(piece_D)] += piece_D
@@ -254,10 +253,17 @@ class Tally:
         self.third = tuple(sorted(self._uploads))
         self._third_hash = participants_hash("third", self._hash, pack_numbers(self.third))
 
+    @property
+    def everyone(self) -> bool:
+        """Whether all of U2 survive, each a holder of all: who confirms reveals at once then, without stage 4."""
+        return self.shape.complete and self.third == self.second
+
     def confirm_task(self) -> ConfirmTask:
-        """Returns what asks every survivor to sign who survives."""
+        """Returns what asks every survivor to sign who survives, and for its shares where it is `everyone`."""
         alive = set(self.third)
-        return ConfirmTask(self.session, self.third, tuple(number for number in self.second if number not in alive))
+        masked = b"".join([self._uploads[number] for number in self.third]) if self.everyone else b""
+        dropped = tuple(number for number in self.second if number not in alive)
+        return ConfirmTask(self.session, self.third, dropped, masked)
 
     def add_confirmation(self, number: int, signature: bytes) -> None:
         """Takes one survivor's signature; raises `ProtocolError` for a bad one."""

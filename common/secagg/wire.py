@@ -6,7 +6,7 @@
 | 0b REVEAL, with groups only | `RevealTask` | the coin |
 | 1 SHARE | `ShareTask` | `Shares` |
 | 2 MASK | `MaskTask` | pieces of the body, `Upload` |
-| 3 CONSISTENCY | `ConfirmTask` | a signature |
+| 3 CONSISTENCY | `ConfirmTask` | a signature; where all of U2 survive, `Revealed` with it, and there is no stage 4 |
 | 4 UNMASK | `UnmaskTask` | `Revealed` |
 
 Blobs are concatenations of parts of fixed size, so that their length tells the number of parts and nothing else.
@@ -176,7 +176,7 @@ class Upload:
         slots: masked weight and count, two little-endian uint64.
         signature: over (context, H(U1), H(U2), number, H(y), slots).
         masked: signature over (context, H(U1), H(U2), number): what this participant masked within. Holders ask for it
-            before they reveal b, where not everyone masks with everyone.
+            before they reveal b, where not everyone masks with everyone, or nobody signed the survivors yet.
     """
 
     slots: bytes
@@ -186,11 +186,17 @@ class Upload:
 
 @dataclass(frozen=True)
 class ConfirmTask:
-    """Asks for a signature over the survivors: U3, and U2 without U3."""
+    """Asks for a signature over the survivors: U3, and U2 without U3.
+
+    Attributes:
+        masked: where all of U2 survive in the complete graph, `Upload.masked` of each, ascending: asks for the shares
+            of stage 4 together with the signature. Else empty.
+    """
 
     session: SessionId
     survivors: tuple[int, ...]
     dropped: tuple[int, ...]
+    masked: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,9 @@ def check_round(config: Config, spy: SumSpy, record: dict[str, Any]) -> str:
     silent = {name: silent_from(config, name, number) for name in NAMES}
     masked = sent(spy, number, silent)
     confirmed = {name for name in masked if silent[name] != "confirm"}
-    unmasked = {name for name in confirmed if silent[name] != "unmask"}
+    # Where every body came nobody is asked to unmask: the shares came with the confirmations.
+    at_once = stages["masked"] == stages["shared"]
+    unmasked = confirmed if at_once else {name for name in confirmed if silent[name] != "unmask"}
     threshold = majority(stages["advertised"], config.aggregation.colluders)
     # Whoever failed once asked to train is named with the stage; nobody else is.
     failed = {name: text.split(":")[0] for name, text in record.get("failures", {}).items()}
@@ -165,17 +167,33 @@ def test_one_partner_falls_silent_and_comes_back(
 def test_all_but_the_threshold_may_fall_silent_at_a_stage_and_not_one_more(
     stage: str, tiny_encoder: Path, tmp_path: Path, spy: SumSpy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """n = 10, t = 6: four losses are borne in round 1, five are not in round 3."""
+    """n = 10, t = 6: four losses are borne in round 1, five are not in round 3.
+
+    Nobody is asked to unmask where every masked body came: there one of the losses is that of a body.
+    """
     schedule = {(name, 1): stage for name in NAMES[:4]} | {(name, 3): stage for name in NAMES[5:]}
+    if stage == "unmask":
+        schedule |= {(NAMES[0], 1): "upload", (NAMES[5], 3): "upload"}
     silence(monkeypatch, schedule)
     metrics = run(faulty(tiny_encoder, 10, 5), tmp_path / "run")
     records = {record["round"]: record for record in metrics["rounds"]}
     early = stage in ("share", "train", "upload")
-    assert_exact(spy, 1, frozenset(NAMES[4:] if early else NAMES))
+    assert_exact(spy, 1, frozenset(NAMES[4:] if early else NAMES[1:] if stage == "unmask" else NAMES))
     assert records[3]["stages"]["advertised"] == 10
     assert numbers_in(records[3]["error"]) == (5, 6, 1)
     assert 3 not in spy.sums
     assert records[5]["contributed"] == 10  # round 4 may miss those whose keys were lost with round 3's messages
+
+
+def test_at_full_attendance_a_round_takes_two_exchanges_and_nobody_is_asked_to_unmask(
+    tiny_encoder: Path, tmp_path: Path, spy: SumSpy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who would not answer UNMASK is no loss then, not even where all would not."""
+    silence(monkeypatch, {(name, 2): "unmask" for name in NAMES} | {(NAMES[1], 3): "upload"})
+    metrics = run(faulty(tiny_encoder, 5, 4), tmp_path / "run")
+    assert [record["round_trips"] for record in metrics["rounds"]] == [4, 2, 3, 2]
+    assert [record["stages"]["unmasked"] for record in metrics["rounds"]] == [5, 5, 4, 4]  # it missed keys for round 4
+    assert_exact(spy, 2, frozenset(NAMES[:5]))
 
 
 def test_losses_at_several_stages_of_one_round_add_up(

@@ -1,12 +1,14 @@
 """Writes every vector file of this folder: `PYTHONPATH=tests python -m vectors.generate` in the repository's root.
 
 The files are committed; `test_vectors.py` fails when they are not what this writes. A change of theirs is a change of
-the protocol: other implementations, and rounds that are under way, do not fit any more. So it wants a new protocol name
-in `common/secagg/transcript.py` and an entry in CHANGELOG.md.
+the protocol: other implementations, and rounds that are under way, do not fit any more. Where a hash, key, signature,
+share or word changes it wants a new protocol name in `common/secagg/transcript.py`; where only a message has another
+field, or is asked for elsewhere, a new `PROTOCOL_VERSION`. Either wants an entry in CHANGELOG.md.
 """
 
 from vectors import transcripts
 from vectors.bad import bad_vectors
+from vectors.bad_at_once import at_once_vectors
 from vectors.records import FOLDER, text_of
 
 
@@ -28,7 +30,7 @@ def vectors() -> dict[str, str]:
         "secagg_coding.json": transcripts.codings(),
         "secagg_context.json": transcripts.contexts(),
     }
-    found |= bad_vectors(three, dropout)
+    found |= bad_vectors(three, dropout) | at_once_vectors(three, dropout)
     return {name: text_of(vector) for name, vector in found.items()}
 
 

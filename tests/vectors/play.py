@@ -7,7 +7,7 @@ Legend: D coordinates.
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from common.secagg.roster import Roster
 from common.secagg.server_role import Gathering, Grid, Tally
 from common.secagg.states import Opened
 from common.secagg.unmasking import Unmasking
-from common.secagg.wire import SessionId
+from common.secagg.wire import Revealed, SessionId
 
 STAGES = ("advertise", "share", "mask", "confirm", "unmask")
 NAMES = ("alder", "birch", "cedar", "damson", "elm", "fir", "gorse", "hazel", "ivy", "juniper")
@@ -107,6 +107,8 @@ class Play:
     Attributes:
         values: participant -> contribution, [D].
         steps: stage -> participant -> step.
+        at_once: whether shares are asked for with the survivors where nobody fell silent, as a server does.
+        revealed: participant -> shares that it gave with its signature.
     """
 
     cast: Cast
@@ -117,6 +119,8 @@ class Play:
     model_hash: bytes = bytes(32)
     config_hash: bytes = bytes(32)
     steps: dict[str, dict[int, Step]] = field(default_factory=lambda: {stage: {} for stage in STAGES})
+    at_once: bool = False
+    revealed: dict[int, Revealed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.members = {number: self.cast.members[number] for number in sorted(self.values)}
@@ -182,14 +186,23 @@ class Play:
 
     def confirm(self, leaving: Collection[int] = ()) -> None:
         self.tally.fix_third()
+        self.unmasking = self.tally.unmasking()
+        at_once = self.at_once and self.tally.everyone
         for number in self._left(self.tally.third, leaving):
             before, task = self.steps["mask"][number].after, self.tally.confirm_task()
-            after, signature = client.confirm(self.members[number], before, task)
+            after = None
+            if at_once:
+                signature, self.revealed[number] = client.confirm_all(self.members[number], before, task)
+                self.unmasking.add(number, self.revealed[number])
+            else:
+                task = replace(task, masked=b"")
+                after, signature = client.confirm(self.members[number], before, task)
             self.tally.add_confirmation(number, signature)
             self._keep("confirm", number, Step(before, task, b"", signature, after))
 
     def unmask(self, leaving: Collection[int] = ()) -> None:
-        self.unmasking = self.tally.unmasking()
+        if self.at_once and self.tally.everyone:
+            return
         for number in self._left(self.tally.confirmed(), leaving):
             before, task = self.steps["confirm"][number].after, self.tally.unmask_task(number)
             revealed = client.unmask(self.members[number], before, task)

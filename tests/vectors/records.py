@@ -32,6 +32,7 @@ REPLIES: dict[str, type] = {
     "mask": Upload,
     "confirm": bytes,
     "unmask": Revealed,
+    "revealed": Revealed,  # with "confirm", where all of U2 survive
 }
 
 

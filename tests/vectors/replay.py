@@ -37,6 +37,9 @@ class Participant:
             self.body = list(masking.pieces(iter([words(self._own["coded"])])))
             self._state, upload = masking.finish()
             return upload
+        if stage == "confirm" and task.masked:
+            signature, self.revealed = client.confirm_all(self._member, self._state, task)
+            return signature
         if stage == "confirm":
             self._state, signature = client.confirm(self._member, self._state, task)
             return signature
@@ -66,7 +69,6 @@ class Server:
             self.tally.fix_second(self._grid, self._weights)
         elif stage == "confirm":
             self.tally.fix_third()
-        elif stage == "unmask":
             self.unmasking = self.tally.unmasking()
 
     def take(self, stage: str, number: int, message: Any, body: Any = None) -> None:
@@ -90,6 +92,8 @@ class Server:
             if "reply" in each.get(stage, {}):
                 body = [words(each["body"])] if stage == "mask" else None
                 self.take(stage, int(number), each[stage]["reply"], body)
+            if "revealed" in each.get(stage, {}):
+                self.unmasking.add(int(number), rich(REPLIES["revealed"], each[stage]["revealed"]))
 
     def until(self, stage: str) -> "Server":
         """Takes every answer of the stages before one, and begins it."""

@@ -61,6 +61,8 @@ def test_run_secagg_gives_the_transcript(name: str) -> None:
                 assert plain(said.pop((stage, int(number)))) == each[stage]["reply"]
                 if stage == "mask":
                     assert np.concatenate(said.pop(("mask body", int(number)))).tolist() == each["body"]
+                if "revealed" in each[stage]:
+                    assert plain(said.pop(("reveal", int(number)))) == each[stage]["revealed"]
     assert not said
 
 
@@ -76,6 +78,7 @@ def test_every_participant_answers_as_recorded(name: str) -> None:
         for stage in STAGES:
             if stage in each:
                 assert plain(participant.play(stage)) == each[stage]["reply"]
+                assert "revealed" not in each[stage] or plain(participant.revealed) == each[stage]["revealed"]
         if "body" in each:
             assert [words.tolist() for words in participant.body] == [each["body"]]
 

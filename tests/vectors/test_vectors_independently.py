@@ -229,18 +229,24 @@ def test_confirmations_and_revealed_shares(played: Round) -> None:
     signers = [number for number in alive if "confirm" in played.people[number]][: played.threshold]
     for number in alive:
         each = played.people[number]
-        assert each["confirm"]["task"] == {"session": played.vector["session"], "survivors": alive, "dropped": dead}
+        # Where nobody fell silent, everyone is shown whom it masked with, and reveals at once.
+        words = b"" if dead else b"".join(raw(played.people[peer]["mask"]["reply"]["masked"]) for peer in alive)
+        told = {"survivors": alive, "dropped": dead, "masked": words.hex()}
+        assert each["confirm"]["task"] == {"session": played.vector["session"]} | told
         assert each["confirm"]["reply"] == signed[number]
+        shares = b"".join(played.shared(owner)[1 if owner in alive else 2][number] for owner in result["second"])
+        revealed = {"owners": result["second"], "shares": shares.hex(), "bad_dealers": []}
+        assert each["confirm"].get("revealed") == (None if dead else revealed)
         if "unmask" not in each:
             continue
+        assert dead
         assert each["unmask"]["task"] == {
             "session": played.vector["session"],
             "signers": signers,
             "signatures": "".join(signed[signer] for signer in signers),
             "masked": "",
         }
-        shares = b"".join(played.shared(owner)[1 if owner in alive else 2][number] for owner in result["second"])
-        assert each["unmask"]["reply"] == {"owners": result["second"], "shares": shares.hex(), "bad_dealers": []}
+        assert each["unmask"]["reply"] == revealed
 
 
 def test_the_sum_from_messages_alone(played: Round) -> None:
@@ -270,14 +276,20 @@ def test_the_sum_from_messages_alone(played: Round) -> None:
         assert abs(value - plain) <= len(alive) * grid["clip"] / (2 ** (grid["bits"] - 1) - 1)
 
 
+def _revealed(each: dict[str, Any]) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = (
+        each["unmask"]["reply"] if "unmask" in each else each.get("confirm", {}).get("revealed")
+    )
+    return found
+
+
 def _left_in(played: Round) -> list[tuple[int, tuple[bytes, bytes]]]:
     """The masks that the sum of the survivors still holds, each with its sign, from revealed shares."""
     result, found = played.vector["result"], []
     for place, owner in enumerate(result["second"]):
+        replies = {number: _revealed(each) for number, each in played.people.items()}
         revealed = {
-            number: raw(each["unmask"]["reply"]["shares"])[33 * place : 33 * (place + 1)]
-            for number, each in played.people.items()
-            if "unmask" in each
+            number: raw(reply["shares"])[33 * place : 33 * (place + 1)] for number, reply in replies.items() if reply
         }
         secret = second.secret_of(dict(list(revealed.items())[: played.threshold]))
         if owner in result["survivors"]:

@@ -22,7 +22,8 @@ VALUES_5 = ([0.5, -0.25], [0.1, 0.2], [0.99, -0.99], [0.0, 0.3], [-0.75, 0.6])
 
 def three_clients() -> Play:
     """Three participants of different weights, of whom none drops out; one colluder, so that all three are needed."""
-    return _play("hushclick test vector: three clients", VALUES_3, (1.0, 0.5, 0.25), Policy(update_bound=1.0))
+    label, weights = "hushclick test vector: three clients", (1.0, 0.5, 0.25)
+    return _play(label, VALUES_3, weights, Policy(update_bound=1.0), at_once=True)
 
 
 def dropout() -> Play:
@@ -31,10 +32,13 @@ def dropout() -> Play:
     return _play("hushclick test vector: dropout", VALUES_5, (1.0, 0.5, 0.25, 1.0, 0.75), policy, mask=[3], unmask=[5])
 
 
-def _play(label: str, values: Any, weights: tuple[float, ...], policy: Policy, **leaving: list[int]) -> Play:
+def _play(
+    label: str, values: Any, weights: tuple[float, ...], policy: Policy, *, at_once: bool = False, **leaving: list[int]
+) -> Play:
     arrays = {number: np.array(each, np.float32) for number, each in enumerate(values, start=1)}
     players = cast(weights, policy, label)
-    return Play(players, arrays, Source(label), 1.0, model_hash=MODEL_HASH, config_hash=CONFIG_HASH).run(**leaving)
+    hashes = {"model_hash": MODEL_HASH, "config_hash": CONFIG_HASH}
+    return Play(players, arrays, Source(label), 1.0, **hashes, at_once=at_once).run(**leaving)
 
 
 def transcript(played: Play, about: str, label: str) -> dict[str, Any]:
@@ -95,6 +99,8 @@ def _participant(played: Play, number: int) -> dict[str, Any]:
         found |= {"body": plain(steps["mask"].body)}
     for stage, step in steps.items():
         found[stage] = {"reply": plain(step.reply)} if stage == "advertise" else _exchange(step)
+    if number in played.revealed:
+        found["confirm"]["revealed"] = plain(played.revealed[number])
     return found
 
 

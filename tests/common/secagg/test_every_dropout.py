@@ -91,10 +91,25 @@ class Walk:
             self.refused(tally.fix_third, "sent a masked body", least - len(third))
             return self.end("mask", len(third), 3)
         tally.fix_third()
+        assert tally.everyone == (third == tally.second)
+        if tally.everyone:
+            self.at_once(tally, masked)
         confirmed = {i: client.confirm(self.members[i], masked[i][1], tally.confirm_task()) for i in third}
         for fourth in subsets(third):
             self.fourth(deepcopy(tally), fourth, confirmed)
         return None
+
+    def at_once(self, tally: Tally, masked: dict[int, Any]) -> None:
+        """Where nobody fell silent so far: whoever confirms reveals with it, and that is all."""
+        told = {i: client.confirm_all(self.members[i], masked[i][1], tally.confirm_task()) for i in tally.third}
+        for fourth in subsets(tally.third):
+            copy = deepcopy(tally)
+            for number in fourth:
+                copy.add_confirmation(number, told[number][0])
+            if len(fourth) < self.threshold:
+                self.refused(copy.confirmed, "confirmed the survivors", self.threshold - len(fourth))
+            else:
+                self.sums_up(copy, fourth, {number: revealed for number, (_, revealed) in told.items()})
 
     def fourth(self, tally: Tally, fourth: tuple[int, ...], confirmed: dict[int, Any]) -> None:
         """Those who confirm."""
@@ -111,18 +126,25 @@ class Walk:
 
     def fifth(self, tally: Tally, fifth: tuple[int, ...], revealed: dict[int, Any]) -> None:
         """Those who reveal their shares."""
-        unmasking = deepcopy(tally.unmasking())
-        for number in fifth:
-            unmasking.add(number, revealed[number])
         if len(fifth) < self.threshold:
+            unmasking = deepcopy(tally.unmasking())
+            for number in fifth:
+                unmasking.add(number, revealed[number])
             self.refused(unmasking.finish, "shares of participant", self.threshold - len(fifth))
             return self.end("unmask", len(fifth), 5)
+        self.sums_up(tally, fifth, revealed)
+        return self.end("sum", len(fifth), 5)
+
+    def sums_up(self, tally: Tally, holders: tuple[int, ...], revealed: dict[int, Any]) -> None:
+        """The shares of these holders give the plain sum of U3."""
+        unmasking = deepcopy(tally.unmasking())
+        for number in holders:
+            unmasking.add(number, revealed[number])
         plain_D = sum((self.coded[number] for number in tally.third), np.zeros(2, np.uint32))
         assert unmasking.finish().tolist() == plain_D.tolist()
         units = sum(int(WEIGHTS[number - 1] * 2**32) for number in tally.third)
         assert unmasking.slots.tolist() == [units, len(tally.third)]
         assert not unmasking.faults
-        return self.end("sum", len(fifth), 5)
 
     def refused(self, call: Any, did: str, missing: int, *arguments: Any) -> None:
         """Refused for too few, and the text says how many are missing."""

@@ -15,8 +15,8 @@ from common.secagg import client_role as client
 from common.secagg.keys import sign
 from common.secagg.masking import Masker, MaskKeys, self_mask
 from common.secagg.states import Opened
-from common.secagg.transcript import digest
-from common.secagg.wire import MaskTask, advertisements_of
+from common.secagg.transcript import digest, pack_numbers, participants_hash
+from common.secagg.wire import ConfirmTask, MaskTask, advertisements_of
 
 NUM, VICTIM = 110, 7
 
@@ -197,3 +197,18 @@ def test_neighbours_are_drawn_from_the_participants_own_source() -> None:
         for label in ("one", "two")
     }
     assert len(chosen) == 2
+
+
+def test_no_share_leaves_together_with_the_survivors(masked: Play) -> None:
+    """With everyone's word, and all of U2 alive: that who reveals is final needs the complete graph."""
+    played, state = deepcopy_of(masked), masked.steps["mask"][VICTIM].after
+    second = participants_hash("second", state.session, pack_numbers(state.second))
+    bound = state.context, state.first_hash, second
+    words = [sign(played.cast.identities[number], "masked", *bound, number) for number in state.second]
+    task = ConfirmTask(played.session, state.second, (), b"".join(words))
+    client.confirm(played.members[VICTIM], state, task)
+    with pytest.raises(ProtocolError, match="shares together with the survivors"):
+        client.confirm_all(played.members[VICTIM], state, task)
+    played.tally.third = played.tally.second
+    assert not played.tally.everyone
+    assert played.tally.confirm_task().masked == b""
