@@ -71,7 +71,8 @@ def show(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     console = Console(width=_WIDTH)
     if arguments.overlap is None:
         for one in result["checks"]:
-            _say(console, f"{'ok  ' if one['ok'] else 'MEND'}  {one['what']}: {one['says']}")
+            mark = "MEND" if not one["ok"] else "WARN" if one["warns"] else "ok  "
+            _say(console, f"{mark}  {one['what']}: {one['says']}")
         _say(console, f"not checked in this version: {result['not_checked']}")
     elif arguments.overlap == "count":
         _show_count(console, result)

@@ -24,19 +24,25 @@ from common.clicks import read_clicks
 from common.errors import ConfigError, HushclickError
 from common.pretrained import locate
 from common.privacy.accounting import epsilon, rounded_up
+from common.privacy.labels import NOT_PROTECTED
 from common.privacy.ledger import Ledger
 from common.privacy.views import as_seen, bounds_of
+from common.proxies import associations, warnings_of
 
 NOT_CHECKED = "GPU"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, whether it is in order, and what was found or how to mend it."""
+    """One line: what was looked at, whether it is in order, and what was found or how to mend it.
+
+    One that warns is in order as far as the program can tell, and for a person to judge.
+    """
 
     what: str
     ok: bool
     says: str
+    warns: bool = False
 
 
 def connection(client: ClientConfig, config: PartnerConfig | None) -> list[Finding]:
@@ -73,9 +79,10 @@ def preflight(config: PartnerConfig) -> list[Finding]:
     return [_finding(what, look, config) for what, look in _LOOKS]
 
 
-def _finding(what: str, look: Callable[[PartnerConfig], str], config: PartnerConfig) -> Finding:
+def _finding(what: str, look: Callable[[PartnerConfig], str | Finding], config: PartnerConfig) -> Finding:
     try:
-        return Finding(what, True, look(config))
+        found = look(config)
+        return found if isinstance(found, Finding) else Finding(what, True, found)
     except HushclickError as error:
         return Finding(what, False, "; ".join(str(error).splitlines()))
 
@@ -100,6 +107,24 @@ def _clicks(config: PartnerConfig) -> str:
     )
 
 
+def _sensitive(config: PartnerConfig) -> str | Finding:
+    """Says which columns no feature is made of, and which of the others give them away; read for this line alone."""
+    card = load_card(Path(config.card))
+    named = ", ".join(card.sensitive.columns)
+    if not named:
+        return "none is named in the data card ([sensitive]); what its roles do not map is read by nobody"
+    rows = read_clicks(Path(config.clicks), card, allow_one_class=True, sensitive=True).rows
+    found = associations(Erased(Path(config.state)).without(rows))
+    says = f"{named}: none of them is a feature; training does not read them"
+    warnings = warnings_of(found)
+    if warnings:
+        return Finding("sensitive columns", True, "; ".join([says, *warnings]), warns=True)
+    if not found:
+        return f"{says}; no other column could be compared with them"
+    share, most = max(((one.explained or 0.0, one) for one in found), key=lambda pair: pair[0])
+    return f"{says}; no other column gives them away (at most {share:.0%}: {most.column} of {most.sensitive})"
+
+
 def _encoder(config: PartnerConfig) -> str:
     found = locate(config.model.encoder, config.model.encoder_sha256)
     return f"{config.model.encoder}, width {found.width}, fingerprint {found.fingerprint[:12]}"
@@ -117,7 +142,7 @@ def _membership(config: PartnerConfig) -> str:
     return f"member {roster.number(config.name)} of {len(roster)}, roster {roster.hash.hex()[:12]}"
 
 
-def _noise(config: PartnerConfig) -> str:
+def _noise(config: PartnerConfig) -> str | Finding:
     privacy = config.privacy
     if privacy.mode == "none":
         raise ConfigError('privacy.mode = "none": nothing protects this partner\'s users; set "local" or "distributed"')
@@ -125,10 +150,34 @@ def _noise(config: PartnerConfig) -> str:
         raise ConfigError(
             f"privacy.fixed_seed = {privacy.fixed_seed}: whoever knows it can remove the noise; take the line out"
         )
+    if privacy.mode == "label":
+        return _labels(config)
     return (
         f"mode {privacy.mode}, unit {privacy.unit}, noise multiplier {privacy.noise_multiplier:g},"
         f" sampling rate {privacy.sampling_rate:g}"
+        + (
+            f"; statistics with noise multiplier {privacy.statistics_noise_multiplier:g}, clip"
+            f" {privacy.statistics_clip:g}"
+            if config.model.item_rates == "private"
+            else ""
+        )
     )
+
+
+def _labels(config: PartnerConfig) -> Finding:
+    if load_card(Path(config.card)).columns.purchased:
+        raise ConfigError(
+            'privacy.mode = "label" protects click labels alone, and the data card maps a purchase; take `purchased`'
+            " out of the card's [columns]"
+        )
+    privacy = config.privacy
+    of_one, rows = privacy.epsilon_of_a_label, privacy.max_impressions_per_user
+    says = (
+        f'mode "label": each click label is flipped with probability {privacy.flip_probability:.3g}: epsilon {of_one:g}'
+        f" of one label, {rows * of_one:g} of all labels of one user with {rows} rows; NOT protected:"
+        f" {'; '.join(NOT_PROTECTED)}"
+    )
+    return Finding("noise", True, says, warns=True)
 
 
 def _budget(config: PartnerConfig) -> str:
@@ -173,8 +222,9 @@ def _overlap(config: PartnerConfig) -> str:
     return f"counts with {', '.join(policy.partners)}, {masked}, of {policy.least_users} users or more"
 
 
-_LOOKS: tuple[tuple[str, Callable[[PartnerConfig], str]], ...] = (
+_LOOKS: tuple[tuple[str, Callable[[PartnerConfig], str | Finding]], ...] = (
     ("card and clicks", _clicks),
+    ("sensitive columns", _sensitive),
     ("encoder", _encoder),
     ("identity and roster", _membership),
     ("noise", _noise),

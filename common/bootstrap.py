@@ -7,8 +7,9 @@ sums per user. Memory is a few arrays of N, whatever the number of samples.
 Shape letters: N rows, C clicked rows, O other rows, U users, S resamples, M models.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,26 +58,54 @@ class WeightedAuc:
         return float(weight_C @ (total_O[self._below_C] + total_O[self._not_above_C]) / (2 * pairs))
 
 
-class _UserSums:
-    """Log loss, normalised entropy and calibration ratio under any weights per user."""
+class Figures(NamedTuple):
+    """What `WeightedFigures` gives; nan where a figure is not defined."""
+
+    auc: float
+    log_loss: float
+    ne: float
+    calibration_ratio: float
+    click_rate: float
+    mean_score: float
+
+
+class WeightedFigures:
+    """Every figure under any weights per user; arguments as `WeightedAuc`, with scores that are probabilities."""
 
     def __init__(self, label_N: Floats, score_N: Floats, user_N: Ints, users: int) -> None:
+        self._auc = WeightedAuc(label_N, score_N, user_N)
         columns = (np.ones(label_N.size), label_N, score_N, row_log_loss(label_N, score_N))
         self._sums_U4 = np.stack([np.bincount(user_N, weights=column, minlength=users) for column in columns], axis=1)
 
-    def __call__(self, weight_U: Floats) -> tuple[float, float, float]:
+    def __call__(self, weight_U: Floats) -> Figures:
+        """Returns the figures with every row weighted as its user."""
         rows, clicks, predicted, loss = (float(total) for total in weight_U @ self._sums_U4)
         if rows <= 0:
-            return NAN, NAN, NAN
+            return Figures(NAN, NAN, NAN, NAN, NAN, NAN)
         entropy = float(base_entropy(clicks / rows, clicks / rows))
-        mean_loss = loss / rows
-        return mean_loss, mean_loss / entropy if entropy > 0 else NAN, predicted / clicks if clicks > 0 else NAN
+        return Figures(
+            auc=self._auc(weight_U),
+            log_loss=loss / rows,
+            ne=loss / rows / entropy if entropy > 0 else NAN,
+            calibration_ratio=predicted / clicks if clicks > 0 else NAN,
+            click_rate=clicks / rows,
+            mean_score=predicted / rows,
+        )
+
+
+_USUAL = ("auc", "log_loss", "ne", "calibration_ratio")
 
 
 def bootstrap_intervals(
-    label_N: Array, score_N: Array, user_N: Array, samples: int, seed: int, level: float = 0.95
+    label_N: Array,
+    score_N: Array,
+    user_N: Array,
+    samples: int,
+    seed: int,
+    level: float = 0.95,
+    names: Sequence[str] = _USUAL,
 ) -> dict[str, Interval]:
-    """Returns percentile intervals for auc, log_loss, ne and calibration_ratio.
+    """Returns percentile intervals of figures, by name.
 
     A resample in which a figure is undefined (one class only) is left out of that figure. Bounds are nan with fewer
     than two users or no samples: one user says nothing about the spread over users.
@@ -88,6 +117,7 @@ def bootstrap_intervals(
         samples: how many resamples; 200 places 95 % bounds roughly, 1000 well.
         seed: the same seed gives the same bounds.
         level: share of resamples between the bounds, strictly between 0 and 1.
+        names: which of the `Figures`.
 
     Raises:
         ValueError: for rows that `common.metrics` refuses, users that are missing, or a level out of range.
@@ -95,19 +125,9 @@ def bootstrap_intervals(
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     label, score = check_rows(label_N, score_N, probabilities=True)
-    user, users = _user_codes(user_N, label.size)
-    auc, sums = WeightedAuc(label, score, user), _UserSums(label, score, user, users)
-
-    def figures(weight_U: Floats) -> tuple[float, ...]:
-        return auc(weight_U), *sums(weight_U)
-
-    return dict(
-        zip(
-            ("auc", "log_loss", "ne", "calibration_ratio"),
-            _intervals(figures, users, samples, seed, level),
-            strict=True,
-        )
-    )
+    user, users = user_codes(user_N, label.size)
+    found = user_intervals(WeightedFigures(label, score, user, users), users, samples, seed, level)
+    return {name: interval for name, interval in zip(Figures._fields, found, strict=True) if name in names}
 
 
 def paired_difference(
@@ -120,13 +140,14 @@ def paired_difference(
     """
     label, score_a = check_rows(label_N, score_a_N)
     _, score_b = check_rows(label_N, score_b_N)
-    user, users = _user_codes(user_N, label.size)
+    user, users = user_codes(user_N, label.size)
     auc_a, auc_b = WeightedAuc(label, score_a, user), WeightedAuc(label, score_b, user)
-    (interval,) = _intervals(lambda weight_U: (auc_a(weight_U) - auc_b(weight_U),), users, samples, seed, level)
+    (interval,) = user_intervals(lambda weight_U: (auc_a(weight_U) - auc_b(weight_U),), users, samples, seed, level)
     return interval
 
 
-def _user_codes(user_N: Array, rows: int) -> tuple[Ints, int]:
+def user_codes(user_N: Array, rows: int) -> tuple[Ints, int]:
+    """Returns users as numbers 0..U-1 by first appearance, and U; raises `ValueError` for missing ones."""
     values = np.asarray(user_N)
     if values.shape != (rows,):
         raise ValueError(f"users of shape {values.shape}, expected one for each of {rows} rows")
@@ -136,15 +157,23 @@ def _user_codes(user_N: Array, rows: int) -> tuple[Ints, int]:
     return np.asarray(codes, dtype=np.int64), len(names)
 
 
-def _intervals(
-    figures: Callable[[Floats], tuple[float, ...]], users: int, samples: int, seed: int, level: float
+def user_intervals(
+    figures: Callable[[Floats], tuple[float, ...]], users: int, samples: int, seed: int, level: float = 0.95
 ) -> list[Interval]:
-    """Returns one interval per figure."""
+    """Returns one interval per figure.
+
+    Args:
+        figures: gives figures, always as many, under weights per user [U].
+        users: U.
+        samples: as `bootstrap_intervals`, as are all below.
+        seed: of the resamples.
+        level: share between the bounds.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level = {level}: must be between 0 and 1, both excluded")
     values_M = figures(np.ones(users))
     draws = samples if users > 1 else 0
-    drawn_SM = np.array([figures(weight_U) for weight_U in _resamples(users, draws, seed)])
+    drawn_SM = np.array([figures(weight_U) for weight_U in _resamples(users, draws, seed)], dtype=np.float64)
     drawn_SM = drawn_SM.reshape(draws, len(values_M))
     return [_interval(value, drawn_SM[:, column], level) for column, value in enumerate(values_M)]
 

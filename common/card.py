@@ -17,6 +17,9 @@ threshold = 4.0                 # optional: clicked = value >= threshold
 
 [time]
 unit = "iso"                    # "seconds" | "milliseconds" | "iso" (without a zone: UTC)
+
+[sensitive]
+columns = ["age_band"]          # optional: whose groups evaluation compares; never a feature
 ```
 """
 
@@ -32,6 +35,7 @@ from common.config import STRICT, parse_table, read_toml
 from common.errors import ConfigError
 
 CONTEXT_PREFIX = "context:"
+SENSITIVE_PREFIX = "sensitive:"
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -76,17 +80,35 @@ class Time:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Sensitive:
+    """Columns that say to which groups a person belongs. They play no other role: no feature is made of them."""
+
+    columns: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
+
+    def canonical(self) -> dict[str, str]:
+        """Returns column -> its canonical name."""
+        return {name: SENSITIVE_PREFIX + name.removeprefix(SENSITIVE_PREFIX) for name in self.columns}
+
+
+@dataclass(frozen=True, config=STRICT)
 class DataCard:
     """The whole card; `load_card` is the usual way to get one."""
 
     columns: Columns
     time: Time
     click: Click = Field(default_factory=Click)
+    sensitive: Sensitive = Field(default_factory=Sensitive)
 
     def __post_init__(self) -> None:
-        problems = _cross_checks(self.columns)
+        problems = _cross_checks(self.columns) + _sensitive_checks(self.columns, self.sensitive)
         if problems:
             raise ConfigError("\n".join(problems))
+
+
+def _inputs(columns: Columns) -> dict[str, tuple[str, ...]]:
+    """Returns role -> columns, for every role but the labels."""
+    single = {role: (getattr(columns, role),) for role in ("user", "time", "item", "slate", "domain")}
+    return {"text": columns.text, "context": columns.context, **single}
 
 
 def _cross_checks(columns: Columns) -> list[str]:
@@ -95,8 +117,7 @@ def _cross_checks(columns: Columns) -> list[str]:
     labels = {columns.clicked: "clicked"} | ({columns.purchased: "purchased"} if columns.purchased else {})
     if len(labels) == 1 and columns.purchased:
         problems.append(f'columns.purchased = "{columns.purchased}": the same column as columns.clicked')
-    single = {role: (getattr(columns, role),) for role in ("user", "time", "item", "slate", "domain")}
-    for role, names in {"text": columns.text, "context": columns.context, **single}.items():
+    for role, names in _inputs(columns).items():
         problems += [
             f'columns.{role} = "{name}": is columns.{labels[name]} too, which gives the answer away; leave it out'
             for name in names
@@ -110,11 +131,35 @@ def _cross_checks(columns: Columns) -> list[str]:
     return problems
 
 
+def _sensitive_checks(columns: Columns, sensitive: Sensitive) -> list[str]:
+    """Returns one line per sensitive column that plays another role, or is listed twice."""
+    roles = {**_inputs(columns), "clicked": (columns.clicked,), "purchased": (columns.purchased,)}
+    bare = [name.removeprefix(SENSITIVE_PREFIX) for name in sensitive.columns]
+    problems = [
+        f'sensitive.columns = "{name}": listed twice; leave one out'
+        for name in sorted({name for name in bare if bare.count(name) > 1})
+    ]
+    for role, names in roles.items():
+        for name in names:
+            if name.startswith(SENSITIVE_PREFIX):
+                problems.append(
+                    f'columns.{role} = "{name}": was written as a sensitive column, which is never a feature; leave it'
+                    " out of columns, or list it in sensitive.columns alone"
+                )
+            elif name.removeprefix(CONTEXT_PREFIX) in bare or name in bare:
+                problems.append(
+                    f'sensitive.columns = "{name}": is columns.{role} too, and a sensitive column plays no other role;'
+                    f" take it out of columns.{role}, or out of sensitive.columns"
+                )
+    return problems
+
+
 def parse_card(table: Mapping[str, Any]) -> DataCard:
     """Returns the card that a parsed TOML table describes.
 
     Raises:
-        ConfigError: for unknown, missing or mistyped keys and for labels that are mapped as inputs; one line each.
+        ConfigError: for unknown, missing or mistyped keys, and for labels and sensitive columns that are mapped as
+            inputs; one line each.
     """
     return parse_table(DataCard, table)
 
@@ -149,4 +194,5 @@ def canonical_card(rows: pd.DataFrame) -> DataCard:
         domain="domain",
         context=tuple(name for name in rows.columns if name.startswith(CONTEXT_PREFIX)),
     )
-    return DataCard(columns=columns, time=Time(unit="seconds"))
+    sensitive = Sensitive(tuple(name for name in rows.columns if name.startswith(SENSITIVE_PREFIX)))
+    return DataCard(columns=columns, time=Time(unit="seconds"), sensitive=sensitive)

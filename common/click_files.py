@@ -20,29 +20,34 @@ NOT_UTF8 = "line not UTF-8"
 NOT_FIELDS = "not a line of the header's fields"
 
 
-def read_file(path: Path, card: DataCard) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_file(path: Path, card: DataCard, *, sensitive: bool = False) -> tuple[pd.DataFrame, dict[str, int]]:
     """Returns the mapped columns of a CSV or Parquet file, and how many lines were left out for which reason.
 
+    Args:
+        path: the file.
+        card: which column plays which role.
+        sensitive: take the sensitive columns along, which must be there; else they are left where they are.
+
     Raises:
-        DataError: when the file is missing, a folder, of an unknown kind, not readable, or lacks a mapped column
-            or has it twice.
+        DataError: when the file is missing, a folder, of an unknown kind, not readable, or lacks a column that is asked
+            for or has it twice.
     """
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give one .csv or .parquet file")
     if not path.exists():
         raise DataError(f"{path}: no such file; mend data.path, or clicks in worker.toml or server.toml")
+    wanted = [*card.columns.names(), *(card.sensitive.columns if sensitive else ())]
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise DataError(f'{path}: unknown kind "{path.suffix}"; give a .csv or .parquet file')
     try:
-        return readers[path.suffix.lower()](path, card)
+        return readers[path.suffix.lower()](path, card, wanted)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _require_columns(path: Path, present: list[str], card: DataCard) -> list[str]:
-    """Returns the mapped columns, or raises a `DataError` that lists the missing and the present ones."""
-    wanted = card.columns.names()
+def _require_columns(path: Path, present: list[str], wanted: list[str]) -> None:
+    """Raises a `DataError` that lists the missing and the present columns."""
     missing = [name for name in wanted if name not in present]
     if missing:
         alone = len(present) == 1 and any(mark in present[0] for mark in ";\t|")
@@ -51,13 +56,12 @@ def _require_columns(path: Path, present: list[str], card: DataCard) -> list[str
     twice = [name for name in wanted if present.count(name) > 1]
     if twice:
         raise DataError(f"{path}: column {', '.join(twice)} is there more than once; rename all but one")
-    return wanted
 
 
-def _read_parquet(path: Path, card: DataCard) -> tuple[pd.DataFrame, dict[str, int]]:
+def _read_parquet(path: Path, _card: DataCard, columns: list[str]) -> tuple[pd.DataFrame, dict[str, int]]:
     try:
         file = pq.ParquetFile(path)
-        columns = _require_columns(path, file.schema_arrow.names, card)
+        _require_columns(path, file.schema_arrow.names, columns)
         for name in columns:
             kind = _value_kind(file.schema_arrow.field(name).type)
             if arrow.types.is_nested(kind) or arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind):
@@ -104,13 +108,13 @@ def _decoded(cell: bytes | None) -> str | None:
         return None
 
 
-def _read_csv(path: Path, card: DataCard) -> tuple[pd.DataFrame, dict[str, int]]:
+def _read_csv(path: Path, card: DataCard, columns: list[str]) -> tuple[pd.DataFrame, dict[str, int]]:
     """Returns the mapped columns as texts (nothing is guessed from other rows) and the lines left out; blank = null."""
     lines = [line for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines() if line]
     if not lines:
         raise DataError(f"{path}: is empty; give a file with a header and rows")
     header = _header(path, lines[0])
-    columns = _require_columns(path, header, card)
+    _require_columns(path, header, columns)
     rows, lost = _parsed(lines[1:], len(header))
     if lost and not rows:
         if NOT_UTF8 in lost:
@@ -118,7 +122,7 @@ def _read_csv(path: Path, card: DataCard) -> tuple[pd.DataFrame, dict[str, int]]
         mend = "quote texts that hold commas or quotes, and leave no line break in them"
         raise DataError(f"{path}: none of {len(lines) - 1} lines has the header's {len(header)} fields; {mend}")
     raw = pd.DataFrame({name: _column(rows, header.index(name)) for name in columns})
-    ids = [name for name in (card.columns.user, card.columns.item) if name]
+    ids = [name for name in (card.columns.user, card.columns.item, *card.sensitive.columns) if name in raw]
     return raw.assign(**{name: raw[name].mask(raw[name].isin(_NULL_WORDS)) for name in ids}), lost
 
 

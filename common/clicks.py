@@ -11,6 +11,7 @@ Canonical columns, whatever the log called them:
     slate         str    rows that were shown together; only if mapped, "" = unknown
     domain        str    "" = not mapped
     context:NAME  str    one per context column, "" = missing
+    sensitive:NAME  str  one per sensitive column, "" = not stated; only where a reader asks for them, never to train
 
 Single bad rows are dropped and counted, never shown. N = rows in every array name.
 """
@@ -26,7 +27,7 @@ import pandera.pandas as pa
 import pyarrow as arrow
 import pyarrow.parquet as pq
 
-from common.card import CONTEXT_PREFIX, DataCard, canonical_card, load_card, parse_card
+from common.card import CONTEXT_PREFIX, SENSITIVE_PREFIX, DataCard, canonical_card, load_card, parse_card
 from common.cells import (
     LAST_SECOND,
     Bools,
@@ -114,7 +115,7 @@ _CANONICAL = pa.DataFrameSchema(
         "purchased": pa.Column("int8", _ZERO_ONE, required=False),
         "slate": pa.Column("str", _STR, required=False),
         "domain": pa.Column("str", _STR),
-        f"^{CONTEXT_PREFIX}[\\s\\S]+": pa.Column("str", _STR, regex=True, required=False),
+        f"^({CONTEXT_PREFIX}|{SENSITIVE_PREFIX})[\\s\\S]+": pa.Column("str", _STR, regex=True, required=False),
     },
     checks=[_BOUGHT, _DISTINCT],
     strict=True,
@@ -163,7 +164,7 @@ def make_log(
     return _finish(validate_rows(_in_order(rows)), len(rows) if rows_read is None else rows_read, dropped or {}, notes)
 
 
-def read_clicks(path: Path, card: DataCard, *, allow_one_class: bool = False) -> ClickLog:
+def read_clicks(path: Path, card: DataCard, *, allow_one_class: bool = False, sensitive: bool = False) -> ClickLog:
     """Returns the canonical rows of a CSV or Parquet file, and the report of what was dropped.
 
     A row is dropped, under the first reason that holds, when it has no user, item or text, a time that cannot be
@@ -178,12 +179,13 @@ def read_clicks(path: Path, card: DataCard, *, allow_one_class: bool = False) ->
         path: a .csv file (comma-separated, UTF-8, with a header) or a .parquet file.
         card: which column plays which role.
         allow_one_class: accept a log without a click, or with nothing else: a small partner's may be either.
+        sensitive: keep the sensitive columns, for slices of an evaluation; else they are not even read.
 
     Raises:
         DataError: when the file is missing, of an unknown kind, not readable, empty or without a mapped column, or
             when nothing usable is left of it.
     """
-    raw, malformed = read_file(path, card)
+    raw, malformed = read_file(path, card, sensitive=sensitive)
     if raw.empty:
         raise DataError(f"{path}: holds no rows; export the log again, with its rows")
     arrays, checks = _to_canonical(raw, card, path)
@@ -225,8 +227,11 @@ def write_clicks(rows: pd.DataFrame, path: Path) -> None:
     Columns and their types are checked here; values are where the file is read, as a file may change in between.
 
     Raises:
-        DataError: when a column is missing, unknown or of another type.
+        DataError: when a column is missing, unknown, sensitive or of another type.
     """
+    refused = [str(name) for name in rows if str(name).startswith(SENSITIVE_PREFIX)]
+    if refused:
+        raise DataError(f"{path}: {', '.join(refused)}: sensitive columns are for held-out clicks alone; drop them")
     if not _has_canonical_types(rows):
         validate_rows(rows)  # says which; it takes too long to ask it about each of a thousand partners' logs
     pq.write_table(arrow.Table.from_pandas(rows, preserve_index=False), path)
@@ -272,6 +277,9 @@ def _to_canonical(raw: pd.DataFrame, card: DataCard, path: Path) -> tuple[dict[s
             arrays[name] = filled(as_text(raw[column]))
     for name in columns.context:
         arrays[CONTEXT_PREFIX + name.removeprefix(CONTEXT_PREFIX)] = filled(as_text(raw[name]))
+    for name, canonical in card.sensitive.canonical().items():
+        if name in raw:
+            arrays[canonical] = filled(as_text(raw[name]))
     return arrays, checks
 
 

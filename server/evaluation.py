@@ -18,15 +18,17 @@ from common.clicks import validate_rows
 from common.config import ModelConfig, ServerConfig
 from common.errors import DataError
 from common.features import ItemCounts, UserRows, featurise
-from common.metrics import calibration_bins, evaluate_scores, log_loss, roc_auc
+from common.itemrates import ItemRates
+from common.metrics import calibration_bins, evaluate_scores
 from common.model.click_model import ClickModel
 from common.pretrained import Pretrained
+from common.sensitive import without_sensitive
 from common.textstates import TextStates, default_cache_dir
+from server.fairness import fairness
+from server.slices import Partition, Scored, partitions, slice_lines
 
-_SMALLEST_SLICE = 50  # rows; below that a figure says nothing
 _EVALUATION_COLUMNS = ("partner", "evaluate", "cold_user", "cold_item")
 _COLUMNS = ("user", "time", "item", "text", "clicked", "domain", "evaluate")
-_HISTORY_BINS = ((0, 0, "no history"), (1, 4, "1 to 4 positives"), (5, 19, "5 to 19"), (20, None, "20 or more"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class HeldOut:
         label_NL: labels of the evaluated rows.
         user_N: user codes; int64.
         slate_N: slate ids as text, or None where the log has none.
-        slices: name -> mask over the evaluated rows.
+        partitions: how the evaluated rows are cut into slices.
+        unknown_items: evaluated rows of an item that private statistics do not know.
     """
 
     rows: UserRows
@@ -47,24 +50,29 @@ class HeldOut:
     label_NL: NDArray[np.float32]
     user_N: NDArray[np.int64]
     slate_N: NDArray[Any] | None
-    slices: dict[str, NDArray[np.bool_]]
+    partitions: tuple[Partition, ...]
+    unknown_items: int = 0
 
 
 def load_heldout(
-    path: Path, config: ModelConfig, pretrained: Pretrained, item_counts: ItemCounts | None = None
+    path: Path,
+    config: ModelConfig,
+    pretrained: Pretrained,
+    item_counts: ItemCounts | None = None,
+    item_rates: ItemRates | None = None,
 ) -> HeldOut:
     """Returns the held-out log in a Parquet file of canonical columns plus `evaluate` (and, in a simulation,
-    `partner`, `cold_user`, `cold_item`).
+    `partner`, `cold_user`, `cold_item`). Sensitive columns cut it into slices; no feature is made of them.
 
     Raises:
         DataError: when the file is not there or not readable, lacks a column, is not in the order of users and times,
             or holds no row to evaluate.
     """
-    if item_counts is not None or not path.is_file():
-        return _load(path, config, pretrained, item_counts)
+    if item_counts is not None or item_rates is not None or not path.is_file():
+        return _load(path, config, pretrained, item_counts, item_rates)
     key = hashlib.sha256(path.read_bytes()).hexdigest(), config, pretrained.fingerprint, scoring.CHUNK_ROWS
     if key not in _latest:
-        heldout = _load(path, config, pretrained, None)
+        heldout = _load(path, config, pretrained, None, None)
         _latest.clear()
         _latest[key] = heldout
     return _latest[key]
@@ -74,13 +82,28 @@ def load_heldout(
 _latest: dict[tuple[str, ModelConfig, str, int], HeldOut] = {}
 
 
-def _load(path: Path, config: ModelConfig, pretrained: Pretrained, item_counts: ItemCounts | None) -> HeldOut:
+def _load(
+    path: Path,
+    config: ModelConfig,
+    pretrained: Pretrained,
+    item_counts: ItemCounts | None,
+    item_rates: ItemRates | None,
+) -> HeldOut:
     frame = _read(path)
     evaluate_N = frame["evaluate"].to_numpy(bool)
     if not evaluate_N.any():
         raise DataError(f"{path}: none of the {len(frame)} rows is marked for evaluation")
     encoded = TextStates(pretrained, config.max_tokens, default_cache_dir(config.cache)).states(list(frame["text"]))
-    rows = featurise(frame, encoded.index_N, encoded.states_TE, config, item_counts=item_counts, own_rows_N=~evaluate_N)
+    seen = without_sensitive(frame)
+    rows = featurise(
+        seen,
+        encoded.index_N,
+        encoded.states_TE,
+        config,
+        item_counts=item_counts,
+        item_rates=item_rates,
+        own_rows_N=~evaluate_N,
+    )
     row_N = np.flatnonzero(evaluate_N)
     user_N = np.searchsorted(rows.offset_U1, row_N, side="right") - 1
     return HeldOut(
@@ -89,7 +112,8 @@ def _load(path: Path, config: ModelConfig, pretrained: Pretrained, item_counts: 
         label_NL=rows.label_NL[row_N],
         user_N=user_N.astype(np.int64),
         slate_N=_slates(frame.iloc[row_N]) if "slate" in frame else None,
-        slices=_slices(frame.iloc[row_N], rows.history_NH[row_N]),
+        partitions=partitions(frame, evaluate_N, rows.history_NH[row_N]),
+        unknown_items=item_rates.num_unknown(frame.iloc[row_N]) if item_rates else 0,
     )
 
 
@@ -140,54 +164,18 @@ def intervals(score_N: NDArray[np.float64], heldout: HeldOut, samples: int, seed
 
 
 def final_figures(score_N: NDArray[np.float64], heldout: HeldOut, config: ServerConfig, seed: int) -> dict[str, Any]:
-    """Returns every metric of the final model, its intervals, slices and calibration bins."""
+    """Returns every metric of the final model, its intervals, slices, gaps between people and calibration bins."""
     label_N = heldout.label_NL[:, 0]
     figures: dict[str, Any] = evaluate_scores(label_N, score_N, heldout.user_N, heldout.slate_N)
     if config.bootstrap_samples:
         figures["intervals"] = intervals(score_N, heldout, config.bootstrap_samples, seed)
     figures["rows"], figures["users"] = len(label_N), len(np.unique(heldout.user_N))
+    scored = Scored(label_N, score_N, heldout.user_N)
     figures["slices"] = [
-        _slice_figures(name, mask_N, label_N, score_N, heldout.user_N) for name, mask_N in heldout.slices.items()
+        line for partition in heldout.partitions for line in slice_lines(partition, scored, config, seed)
     ]
+    gaps = fairness(heldout.partitions, scored, config, seed)
+    if gaps:
+        figures["fairness"] = gaps
     figures["calibration"] = asdict(calibration_bins(label_N, score_N))
     return figures
-
-
-def _slice_figures(
-    name: str,
-    mask_N: NDArray[np.bool_],
-    label_N: NDArray[np.float32],
-    score_N: NDArray[np.float64],
-    user_N: NDArray[np.int64],
-) -> dict[str, Any]:
-    """Returns one slice's line; AUC and log loss only where the slice is large enough to say anything."""
-    line: dict[str, Any] = {
-        "slice": name,
-        "rows": int(mask_N.sum()),
-        "users": len(np.unique(user_N[mask_N])),
-        "click_rate": float(label_N[mask_N].mean()) if mask_N.any() else None,
-    }
-    if mask_N.sum() >= _SMALLEST_SLICE:
-        line["auc"] = roc_auc(label_N[mask_N], score_N[mask_N])
-        line["log_loss"] = log_loss(label_N[mask_N], score_N[mask_N])
-        line["calibration_ratio"] = float(score_N[mask_N].mean() / max(label_N[mask_N].mean(), 1e-12))
-    return line
-
-
-def _slices(frame: pd.DataFrame, history_NH: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    slices: dict[str, NDArray[np.bool_]] = {}
-    if "partner" in frame:
-        for partner in sorted(frame["partner"].unique()):
-            slices[f"partner {partner}"] = (frame["partner"] == partner).to_numpy()
-    for column, yes, no in (("cold_user", "new users", "known users"), ("cold_item", "new items", "known items")):
-        if column in frame:
-            slices[yes] = frame[column].to_numpy(bool)
-            slices[no] = ~slices[yes]
-    length_N = (history_NH >= 0).sum(1)
-    for low, high, name in _HISTORY_BINS:
-        slices[f"history: {name}"] = (length_N >= low) & (length_N <= (high if high is not None else length_N.max()))
-    domains = [domain for domain in sorted(frame["domain"].unique()) if domain]
-    if len(domains) > 1:
-        for domain in domains:
-            slices[f"domain {domain}"] = (frame["domain"] == domain).to_numpy()
-    return slices

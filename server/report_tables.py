@@ -1,12 +1,11 @@
 """Tables as text, and those that say how good the model is; each is a pure function of the recorded metrics."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from server.report_numbers import (
     MISSING,
-    NOT_RECORDED,
     Json,
     bounds,
     bracketed,
@@ -14,19 +13,15 @@ from server.report_numbers import (
     figure,
     interval,
     number,
-    percent,
     signed,
     table,
-    tables,
     text,
-    whole,
     with_bounds,
     words,
     yes_or_no,
 )
 
 MOST_PARTNERS = 30  # rows per table that lists partners
-MOST_SLICES = 60
 
 FLOOR_NAMES = {
     "base_rate": "Base rate",
@@ -34,6 +29,8 @@ FLOOR_NAMES = {
     "own_recent_rate": "User's own recent rate",
     "logistic_regression": "Logistic regression",
     "logistic_regression_item_means": "Logistic regression with item means",
+    "private_item_popularity": "Item popularity, private statistics",
+    "logistic_regression_private_item_rates": "Logistic regression with private statistics",
     "local_only": "Each partner alone",
     "pooled": "All logs pooled",
 }
@@ -43,6 +40,8 @@ _FLOOR_MEANINGS = {
     "own_recent_rate": "Every impression gets the rate of its user's last ten labels; nothing is trained.",
     "logistic_regression": "A linear model on the same rows.",
     "logistic_regression_item_means": "The same, knowing each item's past click rate.",
+    "private_item_popularity": "Every impression gets its item's click rate from the run's private statistics.",
+    "logistic_regression_private_item_rates": "The same, knowing what the run's private statistics say of each item.",
     "local_only": "Every partner trains by itself; nothing is shared.",
     "pooled": "One central model on everybody's raw rows: what separation costs.",
 }
@@ -162,6 +161,8 @@ def _model_is_private(privacy: Json) -> str:
         return "no"
     if number(privacy.get("epsilon")) is None:
         return MISSING
+    if privacy.get("mode") == "label":
+        return "labels alone, and a fixed seed" if privacy.get("fixed_seed") is True else "labels alone"
     return "no: fixed seed" if privacy.get("fixed_seed") is True else "yes"
 
 
@@ -174,31 +175,3 @@ def figures_table(final: Json) -> Table:
     )
     heads = (*columns("Figure", "Value", "95 % interval"), *prose("Meaning"))
     return Table("Every figure of the final model", heads, rows if final else ())
-
-
-def slice_tables(final: Json) -> list[Table]:
-    """Returns the slices: those of partners, then all others."""
-    slices = tables(final, "slices")
-    partners = [line for line in slices if _is_partner(line)]
-    others = [line for line in slices if not _is_partner(line)]
-    found = [_slice_table("By partner", partners, MOST_PARTNERS)]
-    found.append(_slice_table("By kind of user, item and domain", others, MOST_SLICES))
-    return [part for part in found if part.rows]
-
-
-def _is_partner(line: Json) -> bool:
-    return text(line.get("slice")).startswith("partner ")
-
-
-def _slice_table(caption: str, lines: Sequence[Json], most: int) -> Table:
-    readers = (
-        read("rows", whole),
-        read("users", whole),
-        read("click_rate", percent),
-        read("auc", figure),
-        read("log_loss", figure),
-        read("calibration_ratio", figure),
-    )
-    rows = tuple(Row(text(line.get("slice")) or NOT_RECORDED, cells(line, readers)) for line in lines[:most])
-    heads = columns("Slice", "Rows", "Users", "Click rate", "AUC", "Log loss", "Calibration ratio")
-    return Table(caption, heads, rows, left_out(len(rows), len(lines), "slices"))

@@ -10,15 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import tomli_w
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.card import canonical_card
+from common.card import SENSITIVE_PREFIX, canonical_card
 from common.clicks import write_clicks
 from common.config import load_config, to_table
 from common.errors import UsageError
+from common.proxies import associations, facts_of, warnings_of
+from common.sensitive import sensitive_columns
 from simulations.partners import PartnerLogs, build_partners, write_central
 from simulations.sources import load_source
 
@@ -33,7 +36,17 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.out:
         _require_free(arguments.out)
         _write(logs, arguments)
-    return {"source": config.data.source, "log": asdict(log.report), "partners": dict(logs.report)}
+    facts = {"source": config.data.source, "log": asdict(log.report), "partners": dict(logs.report)}
+    return facts | _sensitive(log.rows)
+
+
+def _sensitive(rows: pd.DataFrame) -> dict[str, Any]:
+    """Returns which columns are sensitive, and what gives them away; nothing where there are none."""
+    columns = [name.removeprefix(SENSITIVE_PREFIX) for name in sensitive_columns(rows)]
+    if not columns:
+        return {}
+    found = associations(rows)
+    return {"sensitive": {"columns": columns, "associations": facts_of(found), "warnings": warnings_of(found)}}
 
 
 def _require_free(folder: Path) -> None:
@@ -70,6 +83,14 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
     if partners["partners"] > _SHOWN:
         console.print(f"and {partners['partners'] - _SHOWN} more; --json shows all")
     console.print(f"{partners['rows_tested']} held-out rows of {partners['users_tested']} users")
+    if "sensitive" in result:
+        _show_sensitive(console, result["sensitive"])
+
+
+def _show_sensitive(console: Console, sensitive: dict[str, Any]) -> None:
+    lines = [f"sensitive columns, for slices of the held-out rows and no feature: {', '.join(sensitive['columns'])}"]
+    for line in [*lines, *(f"WARN  {warning}" for warning in sensitive["warnings"])]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _text(value: Any) -> str:

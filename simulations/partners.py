@@ -25,6 +25,7 @@ from common.clicks import ClickLog
 from common.config import DataConfig
 from common.errors import DataError
 from common.runfolder import partner_name
+from common.sensitive import without_sensitive
 from common.split import SplitRows, split_rows, stable_hash
 
 Bools = npt.NDArray[np.bool_]
@@ -37,7 +38,7 @@ class PartnerLogs:
 
     `central` holds every row (history included) of each user with a test row, in canonical columns and
     `partner` (int64), `evaluate` (bool: a test row; the rest is history), `cold_user` (bool: the user has no training
-    row) and `cold_item` (bool: no partner trained on the item).
+    row) and `cold_item` (bool: no partner trained on the item). It alone holds the sensitive columns.
     """
 
     training: list[pd.DataFrame] = field(repr=False)  # canonical rows, by user and time; index from 0
@@ -81,7 +82,7 @@ def build_partners(log: ClickLog, config: DataConfig) -> PartnerLogs:
     split = split_rows(rows, config.split, config.test_share)
     partner_of_user = assign_partners(rows, config)
     partner_N: Ints = np.asarray(partner_of_user.reindex(rows["user"]), dtype=np.int64)
-    training = _cut(rows, partner_N, split.train_N, config.partners)
+    training = _cut(without_sensitive(rows), partner_N, split.train_N, config.partners)
     _require_none_empty(training, len(partner_of_user), config)
     return PartnerLogs(
         training=training,

@@ -37,6 +37,8 @@ _SAME_MOMENT = "same user, item and time as an earlier row"
 def load_source(config: DataConfig) -> ClickLog:
     """Returns the log that a configuration names, of `max_users` users drawn by hash where that is set.
 
+    Under source "files" it holds the sensitive columns, which are for the held-out rows alone.
+
     Raises:
         DataError: when the files are missing, altered or unusable, or the threshold leaves one class only.
         ConfigError: when the data card is wrong, or a threshold is set where ratings do not exist.
@@ -144,7 +146,7 @@ def _load_files(config: DataConfig) -> ClickLog:
     card = load_card(Path(config.card))
     if config.click_threshold is not None:
         card = replace(card, click=replace(card.click, threshold=config.click_threshold))
-    return read_clicks(Path(config.path), card)
+    return read_clicks(Path(config.path), card, sensitive=True)
 
 
 _LOADERS: dict[str, Callable[[DataConfig], ClickLog]] = {

@@ -27,6 +27,10 @@ clicked = "clicked" # 0 or 1, or a number beside [click] threshold
 
 [time]
 unit = "iso" # or "seconds", "milliseconds"
+
+# DECIDE: columns that say of a person what no model may use; `hushclick check` says what gives them away.
+# [sensitive]
+# columns = ["age_band", "gender"]
 """
 
 
@@ -75,6 +79,8 @@ def _calibrated(config: Config) -> str:
     privacy, rounds = config.privacy, config.round
     if privacy.mode == "none":
         return 'Mode "none" protects nobody.'
+    if privacy.mode == "label":
+        return f'Mode "label" protects click labels and nothing else: epsilon {privacy.epsilon_of_a_label:g} of one.'
     return (
         f"The noise is for epsilon {privacy.epsilon:g} at delta {privacy.delta:g} over\n"
         f"# {rounds.num_rounds} rounds of {rounds.local_steps} steps at sampling rate {privacy.sampling_rate:g}."

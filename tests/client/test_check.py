@@ -46,7 +46,8 @@ def test_a_partner_in_order_passes(
 ) -> None:
     found = findings(tmp_path / "shop-a", capsys)
     assert list(found) == [
-        *("card and clicks", "encoder", "identity and roster", "noise", "ledger and budget", "state folder", "overlap")
+        *("card and clicks", "sensitive columns", "encoder", "identity and roster", "noise", "ledger and budget"),
+        *("state folder", "overlap"),
     ]
     assert all(ok for ok, _ in found.values()), found
     assert found["card and clicks"][1].startswith("120 rows of 120 users, clicked 50.0%; declared_users = 12")
@@ -56,7 +57,8 @@ def test_a_partner_in_order_passes(
     assert not Path(pair["shop-a"].ledger).exists()
     assert main(["check", str(tmp_path / "shop-a" / "partner.toml")]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("ok    ") == 7
+    assert shown.count("ok    ") == 8
+    assert "sensitive columns: none is named in the data card ([sensitive])" in shown
     assert "not checked in this version: GPU, certificates, network (give client.toml)" in shown
 
 

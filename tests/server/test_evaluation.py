@@ -225,11 +225,13 @@ def test_slices_by_hand(load: Load, pretrained: Pretrained) -> None:
         assert line["click_rate"] == pytest.approx(label_N.mean())
         assert line["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(label_N, score_N[mask_N]), abs=1e-12)
         assert line["calibration_ratio"] == pytest.approx(score_N[mask_N].mean() / label_N.mean())
+        assert "intervals" not in line
 
 
 def test_history_slices_partition_the_rows(load: Load) -> None:
     frame = central(60)
     heldout = load(frame, replace(CONFIG, history=20))
+    partition = next(each for each in heldout.partitions if each.name == "history")
     earlier = np.array(
         [
             ((frame["user"] == row.user) & (frame["time"] < row.time) & (frame["clicked"] == 1)).sum()
@@ -239,28 +241,63 @@ def test_history_slices_partition_the_rows(load: Load) -> None:
     bins = {"no history": (0, 0), "1 to 4 positives": (1, 4), "5 to 19": (5, 19), "20 or more": (20, 999)}
     total = np.zeros(len(earlier), int)
     for name, (low, high) in bins.items():
-        mask_N = heldout.slices[f"history: {name}"]
+        mask_N = partition.group_N == partition.groups.index(f"history: {name}")
         np.testing.assert_array_equal(mask_N, (earlier >= low) & (earlier <= high))
         total += mask_N
     assert (total == 1).all()
 
 
-def test_small_and_empty_slices_give_counts_only(load: Load, pretrained: Pretrained) -> None:
+def test_small_slices_give_no_figure_and_no_count(load: Load, pretrained: Pretrained) -> None:
     heldout = load(central(6))
     score_N = score(new_model(pretrained), heldout)
     lines = lines_of(final_figures(score_N, heldout, ServerConfig(bootstrap_samples=0), 1))
-    assert lines["history: 20 or more"] == {
-        "slice": "history: 20 or more",
-        "rows": 0,
-        "users": 0,
-        "click_rate": None,
-    }
-    assert all("auc" not in line for line in lines.values() if line["rows"] < 50)
+    assert lines["history: 20 or more"] == {"slice": "history: 20 or more", "of": "history", "hidden": "no rows"}
+    assert lines["partner 0"] == {"slice": "partner 0", "of": "partner", "hidden": "under 20 users"}
+    assert {line["hidden"] for line in lines.values()} == {"no rows", "under 20 users"}
+    lines = lines_of(
+        final_figures(score_N, heldout, ServerConfig(bootstrap_samples=0, least_slice_users=1, least_slice_rows=1), 1)
+    )
+    assert sum(line["users"] for line in lines.values() if line["of"] == "partner") == 6
 
 
 def test_a_log_without_extras_has_history_slices_only(load: Load) -> None:
     frame = central(10).drop(columns=["partner"]).assign(domain="")
-    assert {name.split(":")[0] for name in load(frame).slices} == {"history"}
+    assert [each.name for each in load(frame).partitions] == ["history"]
+
+
+# --- groups of people ---------------------------------------------------------------------------------------------
+
+
+def with_groups(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every third user stated nothing; the others are of two groups."""
+    number_N = frame["user"].str[1:].astype(int)
+    age_N = np.array(["", "old", "young"], object)[number_N % 3]
+    return frame.assign(**{"sensitive:age": pd.Series(age_N, index=frame.index, dtype="str")})
+
+
+def test_groups_of_people_are_slices_and_change_no_score(load: Load, pretrained: Pretrained) -> None:
+    frame = central(90)
+    plain, grouped = load(frame), load(with_groups(frame))
+    model = new_model(pretrained)
+    score_N = score(model, grouped)
+    assert score_N.tobytes() == score(model, plain).tobytes()
+    assert grouped.rows.dense_NF.tobytes() == plain.rows.dense_NF.tobytes()
+    config = ServerConfig(bootstrap_samples=30)
+    figures = final_figures(score_N, grouped, config, 1)
+    lines = lines_of(figures)
+    assert {name for name in lines if name.startswith("age")} == {"age: old", "age: young", "age not stated"}
+    evaluated = with_groups(frame)[frame["evaluate"]]
+    old_N = (evaluated["sensitive:age"] == "old").to_numpy()
+    label_N = evaluated["clicked"].to_numpy()
+    assert lines["age: old"]["users"] == evaluated["user"][old_N].nunique() > 20
+    assert lines["age: old"]["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(label_N[old_N], score_N[old_N]))
+    (column,) = figures["fairness"]["columns"]
+    assert column["groups"] == ["age: old", "age: young"]
+    gap = {each["figure"]: each for each in column["gaps"]}["auc"]
+    assert gap["gap"] == pytest.approx(abs(lines["age: old"]["auc"] - lines["age: young"]["auc"]))
+    without = final_figures(score_N, plain, config, 1)
+    assert "fairness" not in without
+    assert without["slices"] == [line for line in figures["slices"] if line["of"] != "sensitive:age"]
 
 
 # --- what cannot be evaluated -------------------------------------------------------------------------------------
