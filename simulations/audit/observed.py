@@ -1,0 +1,219 @@
+"""A run of the deployed apps with the eyes of an adversary: what leaves each partner, what the server gets to see.
+
+The partners' workers are the deployed ones; `ObservedWorker` changes nothing of what they answer and writes down what
+they contribute, which is what an adversary holds once secure aggregation is broken. The server's releases come from the
+same loop that a deployment runs.
+
+Legend: D parameters, T rounds, P partners.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.desk import forget_workers, place_worker
+from client.partner import PartnerConfig
+from client.statistics import Histograms
+from common.config import Config
+from common.features import UserRows
+from common.histogram_messages import HistogramTask
+from common.messages import StatisticsTask, TrainTask
+from common.runfolder import RunFolder
+from common.secagg.wire import MaskTask, SessionId, Upload
+from server.app import run as run_server
+from simulations.audit.answers import Answer, listening
+from simulations.audit.crafted import Crafted
+from simulations.grid import InProcessGrid
+from simulations.preloaded import PreloadedWorker, SharedClicks
+from simulations.prepare import RunData, prepare
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """One round as whoever sees the model learns it: the weights it started from, and the mean contribution."""
+
+    round: int
+    start_D: NDArray[np.float32]
+    mean_D: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One partner's part of the private statistics, before masks."""
+
+    partner: int
+    task: HistogramTask
+    given_D: Array
+
+
+@dataclass
+class Observation:
+    """What one run showed.
+
+    Attributes:
+        config: effective: noise calibrated.
+        releases: by round.
+        given: partner number -> round -> what it contributed, before masks.
+        histograms: every partner's, of every release of statistics.
+        repeated: whether a partner that was asked the same again gave the same bytes, once per question.
+        uploads: the masked pieces of every partner, in the order in which they came.
+        answers: of every partner, in the order in which they were given.
+    """
+
+    config: Config
+    releases: list[Release] = field(default_factory=list)
+    given: dict[int, dict[int, Array]] = field(default_factory=dict, repr=False)
+    histograms: list[Histogram] = field(default_factory=list, repr=False)
+    repeated: list[bool] = field(default_factory=list)
+    uploads: list[bytes] = field(default_factory=list, repr=False)  # little-endian words of the ring, modulo 2^32
+    answers: list[Answer] = field(default_factory=list, repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What a run is to be watched for, beyond its releases.
+
+    Attributes:
+        ask_twice: ask every partner for each contribution a second time.
+        empty: no partner has a user in a sample: what it gives is its noise.
+        crafted: canaries whose gradients are given, whatever the model makes of their rows.
+    """
+
+    ask_twice: bool = False
+    empty: bool = False
+    crafted: Crafted | None = None
+
+
+class ObservedWorker(PreloadedWorker):
+    """The deployed worker, which writes down what it contributes."""
+
+    def __init__(self, partner: PartnerConfig, shared: SharedClicks, number: int, seen: Observation, how: Watching):
+        super().__init__(partner, shared.store)
+        self._number, self._seen, self._how = number, seen, how
+        if how.empty:
+            self._histograms = Histograms(partner, self._budget, lambda: self._rows().iloc[:0], lambda: None)
+        self._deployed_histogram = self._histograms.contribution
+        self._histograms.contribution = self._histogram  # type: ignore[method-assign]
+
+    def _data(self) -> UserRows:
+        rows = super()._data()
+        return without_users(rows) if self._how.empty else rows
+
+    def _load(self) -> UserRows:
+        rows = super()._load()
+        if self._how.crafted is not None:
+            self._how.crafted.know(rows, list(self._rows()["user"]))
+        return rows
+
+    def _histogram(self, task: HistogramTask, session: SessionId) -> Array:
+        given_D = self._deployed_histogram(task, session)
+        same = None
+        if self._how.ask_twice:
+            same = np.array_equal(given_D, self._deployed_histogram(task, session))
+        with self._seen.lock:
+            self._seen.histograms.append(Histogram(self._number, task, given_D.copy()))
+            if same is not None:
+                self._seen.repeated.append(same)
+        return given_D
+
+    def _contribution(self, task: TrainTask, shared: bytes) -> Array:
+        given_D = super()._contribution(task, shared)
+        same = None
+        if self._how.ask_twice:
+            same = np.array_equal(given_D, super()._contribution(task, shared))
+        with self._seen.lock:
+            self._seen.given.setdefault(self._number, {})[task.round] = given_D.copy()
+            if same is not None:
+                self._seen.repeated.append(same)
+        return given_D
+
+    def mask(self, task: MaskTask, work: TrainTask | StatisticsTask | HistogramTask) -> tuple[list[bytes], Upload]:
+        """Returns the masked contribution, and keeps a copy of it."""
+        pieces, upload = super().mask(task, work)
+        with self._seen.lock:
+            self._seen.uploads += [bytes(piece) for piece in pieces]
+        return pieces, upload
+
+
+def without_users(rows: UserRows) -> UserRows:
+    """Returns the same tables with nobody in them."""
+    return UserRows(
+        np.zeros(1, np.int64),
+        rows.text_N[:0],
+        rows.label_NL[:0],
+        rows.dense_NF[:0],
+        rows.history_NH[:0],
+        rows.states_TE,
+    )
+
+
+def observe(config: Config, folder: Path, shared: SharedClicks, how: Watching | None = None) -> Observation:
+    """Returns what a run of the deployed apps over given clicks showed; the folder then holds the run.
+
+    Args:
+        config: of the run; its floors and its central evaluation are the caller's to switch off.
+        folder: an empty one.
+        shared: the clicks.
+        how: what to watch for.
+
+    Raises:
+        TooFewPartners, BudgetExhausted: as any run.
+    """
+    run_folder, how = RunFolder(folder), how or Watching()
+    with how.crafted.planted() if how.crafted else nullcontext():
+        return _observe(config, run_folder, shared, how)
+
+
+def _observe(config: Config, run_folder: RunFolder, shared: SharedClicks, how: Watching) -> Observation:
+    preparation = prepare(config, run_folder, None, shared.data)
+    seen = Observation(preparation.config)
+    for number in range(config.data.partners):
+        place_worker(run_folder.partner(number), _maker(shared, number, seen, how))
+    run_config = {"run-folder": str(run_folder.root)}
+    try:
+        with InProcessGrid(_listening(seen), config.data.partners, run_config, config.output.jobs) as grid:
+            run_server(
+                grid,
+                run_folder,
+                lambda number, start_D, mean_D: seen.releases.append(Release(number, start_D.copy(), mean_D.copy())),
+            )
+    finally:
+        forget_workers()
+    return seen
+
+
+def _maker(
+    shared: SharedClicks, number: int, seen: Observation, how: Watching
+) -> Callable[[PartnerConfig], ObservedWorker]:
+    return lambda partner: ObservedWorker(partner, shared, number, seen, how)
+
+
+def _listening(seen: Observation) -> Callable[[Any, Any], Any]:
+    """Returns the deployed ClientApp, every answer of which is written down."""
+
+    def heard(answer: Answer) -> None:
+        with seen.lock:
+            seen.answers.append(answer)
+
+    return listening(heard)
+
+
+def with_logs(shared: SharedClicks, logs: list[Any]) -> SharedClicks:
+    """Returns shared clicks whose partners hold other training rows; what they declare as their size stays."""
+    data = shared.data
+    changed = RunData(
+        type(data.logs)(training=logs, names=data.logs.names, central=data.logs.central, report=data.logs.report),
+        data.declared_users,
+        data.facts,
+        data.timings,
+    )
+    return SharedClicks(changed, shared.store)
