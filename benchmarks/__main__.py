@@ -22,8 +22,21 @@ from benchmarks.measuring import Options, machine_facts, write_result
 from common.errors import HushclickError
 from common.runfolder import jsonable
 
-NAMES = ("text_cache", "engines", "scale", "quality", "secagg", "privacy", "steps", "overlap", "deployed")
-PARTS = ("movielens", "movietweetings", "generated")  # of quality
+NAMES = (
+    "text_cache",
+    "engines",
+    "scale",
+    "quality",
+    "secagg",
+    "privacy",
+    "steps",
+    "overlap",
+    "deployed",
+    "statistics",
+    "audit",
+)
+PARTS = ("movielens", "movietweetings", "generated", "labels")  # of quality; the last only where it is named
+STATISTICS_PARTS = ("releases", "runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         default=folder if shared and folder.is_dir() else None,
         help="ratings.tsv and movies.tsv (default: HUSHCLICK_SHARED_DATA/movietweetings100k, where it is there)",
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=(), help="parts of quality")
+    parts = (*PARTS, *STATISTICS_PARTS)
+    parser.add_argument("--only", nargs="+", choices=parts, default=(), help="parts of quality, or of statistics")
     parser.add_argument(
         "--validation", action="store_true", help="quality: score the last fifth of the training window instead"
     )

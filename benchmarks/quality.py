@@ -47,6 +47,7 @@ HOW_CHOSEN = (
     "Settings were chosen by AUC on the last fifth of the training window (real clicks) and on another generator seed"
     " (generated clicks), not on the rows scored here."
 )
+LABELS = 128  # of one user that label-only privacy uses, the latest
 _NEVER = 10**6
 # With more users a step can be a smaller share of them, and a budget affords more steps.
 _MANY_PLAIN = ("privacy.sampling_rate=0.05",)
@@ -87,7 +88,8 @@ class Run:
 
 def measure(options: Options) -> dict[str, Any]:
     """Returns every case's figures per seed, in three parts (`Options.only` picks some)."""
-    parts = options.only or ("movielens", "movietweetings", "generated")
+    named = tuple(part for part in options.only if part in _CASES)
+    parts = named or ("movielens", "movietweetings", "generated")
     results: list[dict[str, Any]] = []
     for part in parts:
         if part == "movietweetings" and options.movietweetings is None:
@@ -136,7 +138,18 @@ def _generated(options: Options) -> Iterator[Case]:
             yield Case("generated", label, config, given, against=plain, seeds=seeds)
 
 
-_CASES = {"movielens": _movielens, "movietweetings": _movietweetings, "generated": _generated}
+def _labels(options: Options) -> Iterator[Case]:
+    """Yields label-only privacy with the settings of no privacy: on MovieTweetings where given, else on MovieLens."""
+    part = "movielens" if options.movietweetings is None else "movietweetings"
+    path = "data.partners=6" if options.movietweetings is None else f'data.path="{options.movietweetings}"'
+    plain, given = CONFIGS / f"{part}.toml", (path, 'model.item_rates="none"')
+    yield Case("labels", "federated", plain, given)
+    for epsilon in (2.0,) if options.quick else (4.0, 2.0, 1.0):
+        label = ('privacy.mode="label"', f"privacy.epsilon={epsilon}", f"privacy.max_impressions_per_user={LABELS}")
+        yield Case("labels", f"federated, label epsilon {epsilon:g}", plain, (*given, *label), against="federated")
+
+
+_CASES = {"movielens": _movielens, "movietweetings": _movietweetings, "generated": _generated, "labels": _labels}
 
 
 def _run(case: Case, seed: int, options: Options, earlier: dict[str, list[Run]]) -> Run:

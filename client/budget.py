@@ -14,7 +14,7 @@ from common.config import PrivacyConfig
 from common.errors import BudgetExhausted, LedgerError
 from common.privacy.accounting import epsilon
 from common.privacy.calibrate import affordable_steps
-from common.privacy.events import DpEvent
+from common.privacy.events import MAX_STEPS, DpEvent
 from common.privacy.ledger import Ledger
 from common.privacy.statement import PrivacyStatement, privacy_statement
 from common.privacy.views import View, as_seen, bounds_of
@@ -38,6 +38,7 @@ class Budget:
         - with a period of P days: no such reserve leaves any span of P days whose reservations are over it;
         - a reservation counts from the moment it is made, committed or not;
         - nothing is reserved in a ledger that lacks the head which was kept, or an anchor which was shown;
+        - in mode "label" the same of one label, replace-one; rounds of the same flipped labels cost nothing more;
         - in mode "none" nothing is refused and everything is written down, as epsilon infinite.
 
     Args:
@@ -143,6 +144,8 @@ class Budget:
         spent = self.counted()
         if _units(self._ledger.events()) - {event.unit}:
             return 0
+        if event.mechanism == "randomised_response":  # every further round is made of the same labels
+            return 0 if self._exceeded(spent, event) else MAX_STEPS
         return min(
             self._affordable(as_seen([event], view)[0], as_seen(spent, view), bound) // event.steps
             for view, bound in self._bounds.items()
@@ -158,7 +161,7 @@ class Budget:
     def _fits_one(self, spent: tuple[DpEvent, ...], event: DpEvent, bound: float) -> bool:
         if event.mechanism == "none" or any(past.mechanism == "none" for past in spent):
             return False
-        if all(_parameters(past) == _parameters(event) for past in spent):
+        if event.mechanism != "randomised_response" and all(_parameters(past) == _parameters(event) for past in spent):
             # The usual case, one pair of parameters: the answer is a count of steps, worked out once.
             return sum(past.steps for past in spent) + event.steps <= self._affordable(event, (), bound)
         return epsilon([*spent, event], self._policy.delta) <= bound
@@ -176,7 +179,7 @@ class Budget:
         key = "epsilon" if view == "server" else f"epsilon_{view}"
         before, after = epsilon(as_seen(spent, view), delta), epsilon(as_seen([*spent, event], view), delta)
         return (
-            f"{event.purpose} for round {event.round} refused before any data was touched; {len(spent)} releases have"
+            f"{_refused(event)}; {len(spent)} releases have"
             f" spent epsilon {before:.6g}, this one would make it {after:.6g}, and the budget is privacy.{key} ="
             f" {getattr(self._policy, key):g} at delta {delta:g}{self._of_period(event, view)};"
             f" {self._mend(spent, event)}"
@@ -198,6 +201,11 @@ class Budget:
                 "the ledger holds a release without noise, which no budget can hold; use other users, and a new ledger"
                 " and state folder"
             )
+        if event.mechanism == "randomised_response":
+            return (
+                "labels would be drawn with another key or privacy.label_epsilon than before, and both draws count: go"
+                " back to those, or raise privacy.epsilon in this partner's own configuration (no server can)"
+            )
         return (
             "ask for fewer steps or more noise, or raise privacy.epsilon in this partner's own configuration"
             " (no server can)"
@@ -209,10 +217,19 @@ def _require_one_unit(spent: tuple[DpEvent, ...], event: DpEvent) -> None:
     others = _units(spent) - {event.unit}
     if others and event.mechanism != "none":
         raise BudgetExhausted(
-            f"{event.purpose} for round {event.round} refused before any data was touched: privacy.unit ="
-            f' "{event.unit}", and the ledger counts in units of one {others.pop()}; go on in that unit, or with other'
-            " users and a new ledger and state folder"
+            f"{_refused(event)}: {_said(event)}, and the ledger counts in units of one {others.pop()}; go on in that"
+            " unit, or with other users and a new ledger and state folder"
         )
+
+
+def _said(event: DpEvent) -> str:
+    return 'privacy.mode = "label"' if event.unit == "label" else f'privacy.unit = "{event.unit}"'
+
+
+def _refused(event: DpEvent) -> str:
+    # Which labels are flipped is known once they are read.
+    before = "anything was trained" if event.unit == "label" else "any data was touched"
+    return f"{event.purpose} for round {event.round} refused before {before}"
 
 
 def _units(spent: tuple[DpEvent, ...]) -> set[str]:

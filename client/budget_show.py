@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from common.anchors import AnchorFile
 from common.errors import UsageError
 from common.privacy.accounting import MAX_EPSILON, MIN_DELTA, rounded_up
 from common.privacy.chain import LedgerHead
+from common.privacy.events import DpEvent
+from common.privacy.labels import NOT_PROTECTED, user_epsilon
 from common.privacy.mixture import by_rows
 from common.privacy.statement import privacy_statement
 from common.privacy.views import VIEWS
@@ -27,6 +30,11 @@ _AGAINST = {
     "server": "the server and the public",
     "partner": "another partner",
     "broken": "whoever breaks secure aggregation",
+}
+_AS_UNIT = {
+    "user": "user added or removed",
+    "impression": "impression added or removed",
+    "label": "click label replaced by the other",
 }
 _SHOWN = 20
 _WIDTH = 110
@@ -91,7 +99,8 @@ def _describe(account: Account, arguments: argparse.Namespace) -> dict[str, Any]
         "delta": delta,
         "delta_from": source,
         "accountant": "PLD",
-        "adjacency": "add_remove",
+        "adjacency": "replace_label" if units == ["label"] else "add_remove",
+        "of_all_labels_of_a_user": _of_all_labels(account.events),
         "spent": spent,
         "unprotected": any(event.mechanism == "none" for event in account.events),
         "shared_noise": shared,
@@ -108,6 +117,15 @@ def _describe(account: Account, arguments: argparse.Namespace) -> dict[str, Any]
     if arguments.second_opinion:
         found["sentence"] = privacy_statement(account.events, delta).sentence()
     return found
+
+
+def _of_all_labels(events: Sequence[DpEvent]) -> dict[str, Any] | None:
+    """Returns, where labels were flipped, what all those of one user cost together, and what is not protected."""
+    flipped = [event for event in events if event.unit == "label"]
+    if not flipped:
+        return None
+    rows = max(event.impressions for event in flipped)
+    return {"epsilon": user_epsilon(flipped), "rows": rows, "not_protected": NOT_PROTECTED}
 
 
 def _delta(account: Account, given: float | None) -> tuple[float, str]:
@@ -207,9 +225,9 @@ def _parts(what: str, parts: dict[str, dict[str, Any]]) -> Table:
 
 
 def _notes(ledgers: list[dict[str, Any]]) -> list[str]:
-    units = " or ".join(sorted({unit for one in ledgers for unit in one["units"]})) or "user"
+    units = " or ".join(sorted({_AS_UNIT[unit] for one in ledgers for unit in one["units"]})) or _AS_UNIT["user"]
     notes = [
-        f"Epsilon by PLD for one {units} added or removed, of everything in a ledger together; parts alone do not add"
+        f"Epsilon by PLD for one {units}, of everything in a ledger together; parts alone do not add"
         " up to it. What is reserved counts as spent, committed or not. Rounds left: such as the last one."
     ]
     if any(one["period_days"] for one in ledgers):
@@ -234,12 +252,22 @@ def _notes(ledgers: list[dict[str, Any]]) -> list[str]:
         if costs := one["by_rows_of_a_user"]:
             listed = ", ".join(f"{rows}: {_spelt(cost)}" for rows, cost in costs.items())
             notes.append(f"{one['partner']}: epsilon of a whole user by its training rows: {listed}.")
+    notes += [_label_note(one) for one in ledgers[:_SHOWN] if one["of_all_labels_of_a_user"]]
     if any(one["fixed_seed"] for one in ledgers):
         notes.append("BUT some noise came from a FIXED SEED: whoever knows it can remove that noise.")
     torn = sum(one["torn_bytes"] for one in ledgers)
     if torn:
         notes.append(f"{torn} bytes of an unfinished record were ignored: its release had not been allowed yet.")
     return notes + [f"{one['partner']}: {one['sentence']}" for one in ledgers[:_SHOWN] if "sentence" in one]
+
+
+def _label_note(one: dict[str, Any]) -> str:
+    found = one["of_all_labels_of_a_user"]
+    return (
+        f"{one['partner']}: label-private, NOT user-private: rounds of the same flipped labels cost what one does;"
+        f" epsilon {_spelt(found['epsilon'])} for all labels of one user with up to {found['rows']} rows; NOT"
+        f" protected: {'; '.join(found['not_protected'])}."
+    )
 
 
 def _spelt(epsilon: float | None) -> str:

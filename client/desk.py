@@ -16,15 +16,18 @@ from client.partner import PartnerConfig, load_partner
 from client.rpc.refused import Refused
 from client.worker import Worker
 from common.errors import BudgetExhausted, HushclickError, ProtocolError
+from common.histogram_messages import HistogramTask, ReleaseTask
 from common.message_types import (
     BUDGET_EXHAUSTED,
     QUERY_ADVERTISE,
     QUERY_ANCHOR,
     QUERY_CATALOGUE,
     QUERY_CONFIRM,
+    QUERY_HISTOGRAM,
     QUERY_JOIN,
     QUERY_MASK,
     QUERY_MODEL,
+    QUERY_RELEASE,
     QUERY_REVEAL,
     QUERY_SHARE,
     QUERY_STATISTICS,
@@ -130,6 +133,11 @@ def _catalogue(worker: Worker, body: RecordDict) -> RecordDict:
     return RecordDict()
 
 
+def _release(worker: Worker, body: RecordDict) -> RecordDict:
+    worker.release(ReleaseTask.from_record(body))
+    return RecordDict()
+
+
 def _update(worker: Worker, body: RecordDict) -> RecordDict:
     return worker.train(TrainTask.from_record(body)).to_record()
 
@@ -139,7 +147,7 @@ def _prepare(kind: type[AdvertiseTask | RevealTask | ShareTask]) -> Handler:
     return lambda worker, body: stage_record(worker.prepare(stage_of(kind, body)))
 
 
-def _mask(kind: type[TrainTask | StatisticsTask]) -> Handler:
+def _mask(kind: type[TrainTask | StatisticsTask | HistogramTask]) -> Handler:
     """Answers MASK with a contribution to one kind of work."""
 
     def give(worker: Worker, body: RecordDict) -> RecordDict:
@@ -167,12 +175,14 @@ _HANDLERS: dict[str, Handler] = {
     QUERY_ANCHOR: _anchor,  # what the server last saw of this partner's ledger
     QUERY_STATISTICS: _statistics,  # exact item counts, where privacy is off
     QUERY_CATALOGUE: _catalogue,  # the summed item counts
+    QUERY_RELEASE: _release,  # the summed private statistics
     TRAIN_UPDATE: _update,  # a contribution, unmasked: only for partners whose method is plain
     QUERY_ADVERTISE: _prepare(AdvertiseTask),  # stage 0 of secure aggregation
     QUERY_REVEAL: _prepare(RevealTask),  # stage 0b
     QUERY_SHARE: _prepare(ShareTask),  # stage 1
     TRAIN_MASK: _mask(TrainTask),  # stage 2
     QUERY_MASK: _mask(StatisticsTask),  # stage 2, of exact item counts
+    QUERY_HISTOGRAM: _mask(HistogramTask),  # stage 2, of private statistics
     QUERY_CONFIRM: _confirm,  # stage 3
     QUERY_UNMASK: _unmask,  # stage 4
     QUERY_MODEL: _model,  # the run's signed model

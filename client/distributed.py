@@ -97,7 +97,7 @@ def noised_step(
         rows = data()
         sum_D = gridded_sum(model, rows, sample_units(rows, step, randomness.sampling), bound, step)
     except Exception as error:  # a refusal, instead, would show that something is wrong with the data
-        _say_why(error)
+        say_why(error)
         failed()
         sum_D = np.zeros(len(start_D), np.int64)
     finally:
@@ -105,7 +105,7 @@ def noised_step(
     return NoisedStep(sum_D + skellam(len(sum_D), step.part_deviation, randomness.noise), step.declared_units)
 
 
-def _say_why(error: Exception) -> None:
+def say_why(error: Exception) -> None:
     """Puts down what stops this partner: its own data, disk or memory, or an error of this program's."""
     if isinstance(error, HushclickError):  # whose text holds no data
         log.error("this partner cannot train; it sends its part of the noise alone, until it is mended: %s", error)

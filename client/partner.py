@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from common.addresses import UNIX, require_local
 from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
+from common.config_checks import label_checks
 from common.errors import ConfigError
 from common.kit import take_version
 from common.lineage import MOST_MODEL_BYTES
@@ -110,7 +111,7 @@ class PartnerConfig:
         return shares_of(self.privacy.mode, policy.least_participants, policy.colluders)
 
     def __post_init__(self) -> None:
-        if self.privacy.mode != "none" and self.privacy.noise_multiplier is None:
+        if self.privacy.noised and self.privacy.noise_multiplier is None:
             raise ConfigError(
                 f"{self.name}: privacy.noise_multiplier is unset; a partner states its own noise"
                 f' (privacy.mode = "{self.privacy.mode}")'
@@ -123,8 +124,27 @@ class PartnerConfig:
                 f" aggregation.least_participants at least 2 over aggregation.colluders (they are"
                 f" {self.aggregation.least_participants} and {self.aggregation.colluders})"
             )
-        if self.privacy.mode != "none" and self.model.item_rates != "none":
-            raise ConfigError(f"{self.name}: model.item_rates needs exact counts, which are not private")
+        if problems := label_checks(self.privacy):
+            raise ConfigError("\n".join(f"{self.name}: {problem}" for problem in problems))
+        self._require_item_rates()
+
+    def _require_item_rates(self) -> None:
+        rates, privacy = self.model.item_rates, self.privacy
+        if rates == "exact" and privacy.mode != "none":
+            raise ConfigError(f'{self.name}: model.item_rates = "exact" needs exact counts, which are not private')
+        if rates != "private":
+            return
+        if not privacy.noised or privacy.unit != "user" or self.aggregation.method != "secure":
+            raise ConfigError(
+                f'{self.name}: model.item_rates = "private" needs privacy.mode "local" or "distributed", privacy.unit'
+                f' "user" and aggregation.method "secure" (they are "{privacy.mode}", "{privacy.unit}" and'
+                f' "{self.aggregation.method}")'
+            )
+        if privacy.statistics_noise_multiplier is None:
+            raise ConfigError(
+                f"{self.name}: privacy.statistics_noise_multiplier is unset; a partner states its own noise"
+                ' (model.item_rates = "private")'
+            )
 
 
 def load_partner(path: Path) -> PartnerConfig:

@@ -58,7 +58,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     read = read_rows(asked.clicks, card, Erased(Path(asked.partner.state)) if asked.partner else None)
     if read.rows.empty:
         raise UsageError(f"{asked.clicks}: no row is left to score: {read.dropped}")
-    score_N = click_scores(use, read.rows, item_counts(use, asked.partner, own_log=asked.own_log))
+    counts = item_counts(use, asked.partner, own_log=asked.own_log)
+    score_N = click_scores(use, read.rows, counts, own_log=asked.own_log)
     found: dict[str, Any] = {
         "model": str(asked.model),
         "run_id": use.lineage.run_id,
@@ -70,6 +71,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         "users": int(read.rows["user"].nunique()),
         "dropped": read.dropped,
         "figures": figures_of(read.rows, score_N),
+        "unknown_items": use.item_rates.num_unknown(read.rows) if use.item_rates else None,
         "note": _OWN if asked.own_log else "",
         "scores": None,
     }
@@ -92,6 +94,8 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
     say(f"model of run {result['run_id']}, {result['rounds']} rounds, signature and files verified")
     dropped = "".join(f"; {count} rows {reason}: left out" for reason, count in result["dropped"].items())
     say(f"{result['rows']} rows of {result['users']} users in {result['clicks']}{dropped}")
+    if result["unknown_items"]:
+        say(f"{result['unknown_items']} rows are of items that the statistics do not know: scored with the base rate")
     for name, spelt in (("auc", "AUC"), ("log_loss", "log loss"), ("ne", "normalised entropy")):
         say(f"  {spelt}: {_figure(result['figures'], name)}")
     if result["note"]:

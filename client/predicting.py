@@ -21,10 +21,11 @@ from common.clicks import read_clicks
 from common.config import ModelConfig
 from common.errors import ModelError
 from common.features import ItemCounts, featurise
+from common.itemrates import ItemRates
 from common.lineage import Lineage, read_model_folder, verified
 from common.metrics import evaluate_scores
 from common.model.click_model import ClickModel
-from common.model.saved import load_model, require_base
+from common.model.saved import load_item_rates, load_model, require_base
 from common.pretrained import Pretrained
 from common.scoring import chunks, click_rates
 from common.textstates import TextStates, default_cache_dir
@@ -42,6 +43,7 @@ class Usable:
     lineage: Lineage
     pretrained: Pretrained
     cache: str  # folder of encoded texts
+    item_rates: ItemRates | None = None  # of the private statistics that were signed with it
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def usable(folder: Path, key: Ed25519PublicKey, pretrained: Pretrained, cache: s
     lineage = verified(files, key)
     require_base(lineage, pretrained)
     model, config = load_model(files, lineage)
-    return Usable(model, config, lineage, pretrained, cache)
+    return Usable(model, config, lineage, pretrained, cache, load_item_rates(files, config))
 
 
 def read_rows(clicks: Path, card: DataCard, erased: Erased | None) -> Rows:
@@ -95,7 +97,7 @@ def item_counts(use: Usable, partner: PartnerConfig | None, *, own_log: bool) ->
     Raises:
         ModelError: where they need some, and this log is not the one that the counts were made with.
     """
-    if use.config.item_rates == "none":
+    if use.config.item_rates != "exact":
         return None
     found = _Counts(partner, use.pretrained).known() if partner and own_log else None
     if found is None:
@@ -106,11 +108,29 @@ def item_counts(use: Usable, partner: PartnerConfig | None, *, own_log: bool) ->
     return found
 
 
-def click_scores(use: Usable, rows: pd.DataFrame, counts: ItemCounts | None) -> NDArray[np.float64]:
-    """Returns the probability of a click for each row, float64 [N], in the order of the rows."""
+def click_scores(
+    use: Usable, rows: pd.DataFrame, counts: ItemCounts | None, *, own_log: bool = True
+) -> NDArray[np.float64]:
+    """Returns the probability of a click for each row, float64 [N], in the order of the rows.
+
+    Args:
+        use: the model.
+        rows: canonical, in the order of users, then times.
+        counts: exact ones, where the model needs them.
+        own_log: the rows are those that statistics were made of: what each added is then taken out again, as in
+            training. Rows of another log added nothing.
+    """
     store = TextStates(use.pretrained, use.config.max_tokens, default_cache_dir(use.cache))
     encoded = store.states(list(rows["text"]))
-    features = featurise(rows, encoded.index_N, encoded.states_TE, use.config, item_counts=counts)
+    features = featurise(
+        rows,
+        encoded.index_N,
+        encoded.states_TE,
+        use.config,
+        item_counts=counts,
+        item_rates=use.item_rates,
+        own_rows_N=None if own_log else np.zeros(len(rows), bool),
+    )
     user_N = np.searchsorted(features.offset_U1, np.arange(len(rows)), side="right") - 1
     return click_rates(use.model, features, chunks(np.arange(len(rows)), user_N))
 

@@ -11,7 +11,7 @@ from client.partner import PartnerConfig
 from common.errors import ModelError, ProtocolError
 from common.keyfiles import load_signing_public
 from common.lineage import LINEAGE, Lineage, read_model_folder, verified
-from common.model.saved import load_model, require_base
+from common.model.saved import load_item_rates, load_model, require_base
 from common.pretrained import Pretrained
 from common.runfolder import write_folder
 
@@ -44,7 +44,8 @@ class Received:
         try:
             lineage = verified(files, key)
             self._require_own(lineage, run_id, layout)
-            load_model(files, lineage)
+            _, config = load_model(files, lineage)
+            load_item_rates(files, config)
         except ModelError as error:
             raise ProtocolError(f"the model is refused: {error}") from None
         return self._write(lineage, files)

@@ -11,11 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 from client.erasure import Erased, Mark
+from client.labels import NoisyLabels, unbiased
 from client.partner import PartnerConfig
 from common.card import DataCard, load_card
 from common.clicks import read_clicks
-from common.errors import LedgerError
+from common.errors import LedgerError, ModelError, ProtocolError
 from common.features import UserRows, featurise
+from common.histogram import Terms
+from common.itemrates import ItemRates, parse_release
 from common.pretrained import Pretrained
 from common.runfolder import write_atomically
 from common.sharedstates import shared_table
@@ -32,7 +35,8 @@ class UserData:
 
     Formal guarantees:
         - who is on the list of the erased when rows are asked for is not among them, however long this object has
-          held features, and whatever the log says.
+          held features, and whatever the log says;
+        - in mode "label" no true click label is behind what `_rows` returns (`client.labels`).
     """
 
     config: PartnerConfig
@@ -41,6 +45,7 @@ class UserData:
         self.config, self._pretrained = config, pretrained
         self.erased = Erased(Path(config.state))
         self._card: DataCard = load_card(Path(config.card))
+        self._labels = NoisyLabels(config) if config.privacy.mode == "label" else None
         self._loaded: tuple[Mark, UserRows] | None = None
         self._loading = threading.Lock()
 
@@ -71,15 +76,21 @@ class UserData:
 
     def _load(self) -> UserRows:
         model, rows = self.config.model, self._rows()
+        if self._labels:
+            clicked_N = unbiased(rows["clicked"].to_numpy(), self.config.privacy.flip_probability)
+            rows = rows.assign(clicked=clicked_N)
         store = TextStates(self._pretrained, model.max_tokens, default_cache_dir(model.cache))
         table = shared_table(self._pretrained.fingerprint, model.max_tokens, self._pretrained.width)
         states_TE, text_N = table.rows_of(list(rows["text"]), store)
-        return featurise(rows, text_N, states_TE, model, item_counts=self._known_counts())
+        return featurise(
+            rows, text_N, states_TE, model, item_counts=self._known_counts(), item_rates=self._item_rates()
+        )
 
     def _rows(self) -> pd.DataFrame:
         rows = read_clicks(Path(self.config.clicks), self._card, allow_one_class=True).rows
         # Features of a user cost the square of its rows: one user must not be able to stall or kill a round.
-        return self.erased.without(rows).groupby("user", sort=False).tail(MOST_ROWS_PER_USER).reset_index(drop=True)
+        rows = self.erased.without(rows).groupby("user", sort=False).tail(MOST_ROWS_PER_USER).reset_index(drop=True)
+        return self._labels.flipped(rows) if self._labels else rows
 
     def _keep_counts(self, counts: dict[str, list[float]]) -> None:
         """Takes over the summed item counts, and lets features go that were made with others."""
@@ -104,11 +115,53 @@ class UserData:
             " run gives the counts anew"
         )
 
+    def _keep_release(self, data: bytes) -> None:
+        """Takes over released statistics, once they are on this partner's own terms, and lets features go.
+
+        Raises:
+            ProtocolError: naming what is not.
+        """
+        model, privacy = self.config.model, self.config.privacy
+        if model.item_rates != "private":
+            raise ProtocolError("this partner's model has no item rates from private statistics")
+        try:
+            found = parse_release(data)
+        except ModelError as error:
+            raise ProtocolError(str(error)) from None
+        if found.terms != Terms(model.prior_click_rate, privacy.statistics_clip):
+            raise ProtocolError(f"statistics with {found.terms}: this partner's clip or prior_click_rate is another")
+        if found.deviation < (privacy.statistics_noise_multiplier or 0.0) * (1 - 1e-9):
+            raise ProtocolError(f"statistics with noise of {found.deviation:g} clips: this partner alone adds more")
+        if data != self._known_release():
+            write_atomically(self._release_path, data)
+            with self._loading:
+                self._loaded = None
+
+    def _known_release(self) -> bytes | None:
+        """Returns the released statistics that this partner was told last, if its features use them."""
+        path = self._release_path
+        if self.config.model.item_rates != "private" or not path.exists():
+            return None
+        return path.read_bytes()
+
     @property
     def _has_purchases(self) -> bool:
         """Whether the log has a purchase column: read off the data card, not off the data."""
         return bool(self._card.columns.purchased)
 
+    def _item_rates(self) -> ItemRates | None:
+        release = self._known_release()
+        try:
+            return None if release is None else ItemRates(parse_release(release))
+        except ModelError as error:
+            raise LedgerError(
+                f"{self._release_path.name}: {error}; remove it, and the next run tells it anew"
+            ) from None
+
     @property
     def _catalogue_path(self) -> Path:
         return Path(self.config.state) / "item_counts.json"
+
+    @property
+    def _release_path(self) -> Path:
+        return Path(self.config.state) / "statistics.json"

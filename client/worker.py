@@ -23,15 +23,18 @@ from client.distributed import SharedStep, noised_step
 from client.participant import Participant, participant_of
 from client.partner import PartnerConfig
 from client.received import Received
-from client.release import training_event
+from client.release import label_event, training_event
 from client.retention import Deleted, tidy
 from client.sent import SentFile, exclusive
+from client.statistics import Histograms
 from client.training import DpStep, Randomness, require_in_bounds, train_privately
 from client.userdata import UserData
 from common.config import ModelConfig, fingerprint
 from common.contribution import LocalDelta
 from common.errors import BudgetExhausted, ProtocolError
 from common.features import count_items
+from common.histogram_messages import HistogramTask, ReleaseTask
+from common.itemrates import release_hash
 from common.messages import (
     AnchorTask,
     CatalogueTask,
@@ -47,6 +50,7 @@ from common.messages import (
 )
 from common.model.click_model import ClickModel, build_model
 from common.pretrained import locate
+from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.secagg.coding import Coding, encode, require_codable
 from common.secagg.graph import MOST_COMPLETE
@@ -91,6 +95,7 @@ class Worker(UserData):
         super().__init__(config, _locate(config.model.encoder, config.model.encoder_sha256))
         self._ledger, head_file = Ledger(Path(config.ledger), config.name), HeadFile(Path(config.state))
         self._budget = Budget(self._ledger, config.privacy, head_file)
+        self._histograms = Histograms(config, self._budget, lambda: self._rows(), self._count_noise_alone)
         self._received, self._joined = Received(config, self._pretrained), dict[str, None]()
         self._training = threading.Lock()
         self.noise_alone = 0  # steps in which this partner could not train
@@ -140,6 +145,15 @@ class Worker(UserData):
         with self._alone():  # not between the check of a task and the features that it is answered with
             self._keep_counts(counts)
 
+    def release(self, task: ReleaseTask) -> None:
+        """Takes over released statistics as features of the coming rounds.
+
+        Raises:
+            ProtocolError: for what is no release on this partner's own terms.
+        """
+        with self._alone():  # as above
+            self._keep_release(task.release)
+
     def train(self, task: TrainTask) -> TrainReply:
         """Returns this partner's contribution to a round.
 
@@ -171,7 +185,7 @@ class Worker(UserData):
                 return self._secure.share(task)
         raise ProtocolError(f"a {type(task).__name__} asks nothing of a partner")
 
-    def mask(self, task: MaskTask, work: TrainTask | StatisticsTask) -> tuple[list[bytes], Upload]:
+    def mask(self, task: MaskTask, work: TrainTask | StatisticsTask | HistogramTask) -> tuple[list[bytes], Upload]:
         """Returns the masked contribution to a round: pieces of little-endian uint32, and what ends them.
 
         All that the server says is checked before the budget is asked; only then is data touched.
@@ -182,24 +196,29 @@ class Worker(UserData):
         _require_one_task(task, work, whole_numbers=self.config.privacy.mode == "distributed")
         coding = Coding(task.bits, task.clip)
         with self._alone():
-            shared = self._shared_hash()
+            shared = self._histograms.shared if isinstance(work, HistogramTask) else self._shared_hash()
             opened = self._secure.open(task, *work.hashes(shared))
             value_D: NDArray[Any]
             if isinstance(work, StatisticsTask):
                 key, value_D = bytes(32), self._item_counts(work).astype(np.int64).reshape(-1)
+            elif isinstance(work, HistogramTask):
+                key, value_D = bytes(32), self._histograms.contribution(work, task.session)
             else:
                 self._check(work)
                 key, value_D = self._randomness(work.round).rounding_key, self._contribution(work, shared)
-            if self.config.privacy.mode == "none":
+            if not self.config.privacy.noised:
                 require_codable(value_D, task.weight, coding)
             once = self.config.privacy.mode == "distributed"
             return self._secure.upload(opened, encode(value_D, task.weight, coding, key), once=once)
 
     def confirm(self, task: ConfirmTask) -> Confirmation:
-        """Returns this partner's signature over the survivors."""
+        """Returns this partner's signature over the survivors, and where all survive its shares, as `unmask` does."""
         with self._alone():
             anchor = self._budget.anchor()
-            return Confirmation(self._secure.confirm(task), anchor)
+            signature, revealed = self._secure.confirm(task)
+        if revealed is None:
+            return Confirmation(signature, anchor)
+        return Confirmation(signature, anchor, revealed.owners, revealed.shares, revealed.bad_dealers)
 
     def unmask(self, task: UnmaskTask) -> Revealed:
         """Returns this partner's shares of what is needed to strip the masks; the round is then final here."""
@@ -245,12 +264,14 @@ class Worker(UserData):
             raise ProtocolError("this partner gives nothing unmasked (its aggregation.method is secure)")
 
     def _require_affordable(self, task: AdvertiseTask) -> None:
+        if task.session.round == 0 and self.config.model.item_rates == "private":
+            self._histograms.require_affordable(task.session)
         session, sent = task.session, SentFile(Path(self.config.state), task.session.run_id)
         sent.require_kept(session.round)
         if task.local_steps == 0 or sent.last_round == session.round:  # nothing to pay, or paid already
             return
         self._require_steps(task.local_steps)
-        event = training_event(self.config, session, task.local_steps)
+        event = self._event(session, task.local_steps)
         if self._budget.affordable_rounds(event) == 0:
             raise BudgetExhausted(f"round {session.round}: {task.local_steps} more steps do not fit the budget")
 
@@ -263,7 +284,7 @@ class Worker(UserData):
         if self.config.privacy.mode == "distributed" and steps != 1:
             raise ProtocolError(f"local_steps = {steps}: with shared noise this partner makes exactly one step a round")
         limit = self.config.privacy.max_local_steps
-        if steps < 1 or (self.config.privacy.mode != "none" and steps > limit):
+        if steps < 1 or (self.config.privacy.noised and steps > limit):
             raise ProtocolError(f"local_steps = {steps}: this partner allows at most {limit}, and at least 1")
 
     @contextmanager
@@ -280,11 +301,18 @@ class Worker(UserData):
 
     def _new_contribution(self, task: TrainTask, shared: bytes, sent: SentFile) -> NDArray[Any]:
         session = SessionId(task.run_id, task.round, task.attempt)
-        reservation = self._budget.reserve(training_event(self.config, session, task.plan.local_steps))
+        if self._labels:
+            self._data()  # labels are flipped before the ledger says which
+        reservation = self._budget.reserve(self._event(session, task.plan.local_steps))
         update_D = self._train(task)
         sent.keep(task, shared, update_D)
         self._budget.commit(reservation)
         return update_D
+
+    def _event(self, session: SessionId, steps: int) -> DpEvent:
+        if self._labels:
+            return label_event(self.config, session, self._labels.identity())
+        return training_event(self.config, session, steps)
 
     def _check(self, task: TrainTask) -> None:
         self._require_steps(task.plan.local_steps)
@@ -301,7 +329,7 @@ class Worker(UserData):
         privacy = self.config.privacy
         if privacy.mode == "distributed":
             return self._step(task)
-        private = privacy.mode != "none"
+        private = privacy.noised
         step = DpStep(
             sampling_rate=privacy.sampling_rate,
             noise_multiplier=(privacy.noise_multiplier or 0.0) if private else 0.0,
@@ -346,10 +374,11 @@ class Worker(UserData):
         return found_2I
 
     def _shared_hash(self) -> bytes:
-        counts = self._known_counts()
-        return shared_hash(
-            b"" if counts is None else counts_hash(counts), self.config.privacy, self.config.noise_shares
-        )
+        counts, release = self._known_counts(), self._known_release()
+        told = b"" if counts is None else counts_hash(counts)
+        if release is not None:
+            told = release_hash(release)
+        return shared_hash(told, self.config.privacy, self.config.noise_shares)
 
     def _layout(self) -> str:
         return layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
@@ -358,9 +387,14 @@ class Worker(UserData):
         return thread_model(self.config.model, self._pretrained.width, 2 if self._has_purchases else 1)
 
 
-def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask, whole_numbers: bool) -> None:
+def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask | HistogramTask, whole_numbers: bool) -> None:
     """Refuses a masking task and a piece of work that are not of one round."""
     session = task.session
+    if isinstance(work, HistogramTask):
+        same = (work.run_id, work.round, work.catalogue.length) == (session.run_id, session.round, task.length)
+        if not same or task.clip != 0:
+            raise ProtocolError("run, round, length or update_bound differ between masking and histogram")
+        return
     if isinstance(work, StatisticsTask):
         same = (work.run_id, 0, 2 * len(work.catalogue)) == (session.run_id, session.round, task.length)
         same = same and task.clip == 0

@@ -230,7 +230,7 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(
         "draw utility against privacy over seeds and settings", "simulations.sweep", options=_SWEEP_OPTIONS
     ),
-    "audit": Command("attack a run's privacy claim and print the lower bound"),
+    "audit": Command("attack a run's privacy claim and print the lower bound", "simulations.audit.command"),
     "budget": Command("plan, show and forecast a partner's privacy budget", actions=_BUDGET_ACTIONS),
     "check": Command(
         "preflight of a partner: data, keys, budget; counts users shared with another",

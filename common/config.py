@@ -8,6 +8,7 @@ an epsilon means form a class of their own, `PrivacyConfig`: nothing outside it 
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -79,7 +80,9 @@ class ModelConfig:
     # Public guess, to which a user's own past rate is shrunk.
     prior_click_rate: Annotated[float, Field(ge=0.001, le=0.999)] = 0.5
     label_delay_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0  # a row's features see labels older than this
-    item_rates: Literal["none", "exact"] = "none"  # exact item means are not private: refused under DP
+    # Click rates per item as features: exact means are not private, and refused under privacy; private = noised sums,
+    # charged to each partner's budget (privacy.statistics_*).
+    item_rates: Literal["none", "exact", "private"] = "none"
     cache: str = ""  # folder of encoded texts; unset = HUSHCLICK_CACHE, else ~/.cache/hushclick
 
 
@@ -100,8 +103,9 @@ class RoundConfig:
 class PrivacyConfig:
     """Every field that can change what an epsilon means. Each partner holds its own copy and its own limits."""
 
-    # local = each partner adds the whole noise itself; distributed = its part of the secure sum's; none = no privacy
-    mode: Literal["local", "distributed", "none"] = "local"
+    # local = each partner adds the whole noise itself; distributed = its part of the secure sum's; label = click labels
+    # alone are private, by randomised response, and the rest is public; none = no privacy
+    mode: Literal["local", "distributed", "label", "none"] = "local"
     # Whose data one clipped gradient holds: a user's sampled rows, or one row; a user's epsilon is then far larger.
     unit: Literal["user", "impression"] = "user"
     epsilon: Annotated[float, Field(gt=0, lt=1000)] = (
@@ -121,12 +125,35 @@ class PrivacyConfig:
     max_impressions_per_user: Annotated[int, Field(ge=1, le=4096)] = 32
     grid_bits: Annotated[int, Field(ge=8, le=24)] = 16  # distributed: a gradient of length clip has length 2^grid_bits
     max_local_steps: Positive = 64  # the most steps a round that the partner agrees to
+    # model.item_rates = "private": the noised histogram of clicks and impressions. Over statistics_clip; unset = for
+    # statistics_epsilon, which is what all of a run's histograms may cost by themselves; unset = a quarter of epsilon.
+    statistics_noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None
+    statistics_epsilon: Annotated[float, Field(gt=0, lt=1000)] | None = None
+    statistics_clip: Annotated[float, Field(gt=0, le=1000)] = 0.75  # L2 bound on one user's vector, in rows
+    statistics_every: Annotated[int, Field(ge=0, le=10**6)] = 0  # rounds between histograms; 0 = one, before round 1
+    # Mode label: of one click label, which is kept with probability e^epsilon / (1 + e^epsilon); unset = epsilon.
+    label_epsilon: Annotated[float, Field(gt=0, le=20)] | None = None
     fixed_seed: Seed | None = None  # tests and reproducible simulations only: whoever knows it can remove the noise
 
     @property
     def units_per_user(self) -> int:
         """How many units one user can have, at most: 1 where the unit is the user."""
         return 1 if self.unit == "user" else self.max_impressions_per_user
+
+    @property
+    def noised(self) -> bool:
+        """Whether gradients are clipped and noised; else they are not, as in modes "label" and "none"."""
+        return self.mode in ("local", "distributed")
+
+    @property
+    def epsilon_of_a_label(self) -> float:
+        """What one draw of a click label costs in mode "label"."""
+        return self.label_epsilon or self.epsilon
+
+    @property
+    def flip_probability(self) -> float:
+        """With what probability mode "label" flips a click label."""
+        return 1 / (1 + math.exp(self.epsilon_of_a_label))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -154,6 +181,8 @@ class ServerConfig:
     tau: PositiveFloat = 1e-3
     evaluate_every: Positive = 1
     bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 200
+    least_slice_users: Positive = 20  # a slice of fewer users, or rows, has no figures, nor has what would give it away
+    least_slice_rows: Positive = 50
     floors: tuple[
         Literal["base_rate", "item_popularity", "own_recent_rate", "logistic_regression", "local_only", "pooled"], ...
     ] = (
@@ -182,6 +211,20 @@ class SimulationConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class AuditConfig:
+    """How hard `hushclick audit` attacks; nothing of it changes a run."""
+
+    canaries: Annotated[int, Field(ge=0, le=100_000)] = 0  # 0 = as many as most_canary_share allows, up to 1,000
+    most_canary_share: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # of the training users
+    shadow_runs: Annotated[int, Field(ge=0, le=1000)] = 8  # of membership inference, beside the run that is attacked
+    targets: Annotated[int, Field(ge=20, le=100_000)] = 200  # users whose membership is inferred
+    zero_rounds: Annotated[int, Field(ge=2, le=1000)] = 3  # without anybody in a sample: noise alone
+    neighbours: Annotated[int, Field(ge=10, le=100_000)] = 200  # that sensitivity is tried on, of each kind
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95  # of every lower bound
+    seed: Seed = 1  # of canaries and coins
+
+
+@dataclass(frozen=True, config=STRICT)
 class OutputConfig:
     """What a run leaves behind, and what it is called."""
 
@@ -201,6 +244,7 @@ class Config:
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
     simulation: SimulationConfig = Field(default_factory=SimulationConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:

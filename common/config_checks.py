@@ -5,22 +5,25 @@ from typing import TYPE_CHECKING
 from common.secagg.graph import MOST_COMPLETE
 
 if TYPE_CHECKING:  # `Config` calls this while it is made
-    from common.config import AggregationConfig, Config, SimulationConfig
+    from common.config import AggregationConfig, Config, PrivacyConfig, SimulationConfig
+
+MOST_LABEL_EPSILON = 20.0
 
 
 def contradictions(config: "Config") -> list[str]:
     """Returns one line per pair of values that contradict each other."""
     problems = []
     rounds, privacy, data = config.round, config.privacy, config.data
-    if privacy.mode != "none" and rounds.local_steps > privacy.max_local_steps:
+    if privacy.noised and rounds.local_steps > privacy.max_local_steps:
         problems.append(
             f"round.local_steps = {rounds.local_steps}: at most privacy.max_local_steps = {privacy.max_local_steps};"
             " lower the one or raise the other"
         )
-    if privacy.mode != "none" and config.model.item_rates != "none":
+    problems += [*_statistics_checks(config), *label_checks(privacy)]
+    if privacy.mode == "label" and data.source == "generated" and data.generator.purchase_rate > 0:
         problems.append(
-            f'model.item_rates = "{config.model.item_rates}": exact item means are not private; set it to "none",'
-            ' or privacy.mode to "none"'
+            f'data.generator.purchase_rate = {data.generator.purchase_rate:g}: must be 0 with privacy.mode = "label",'
+            " which protects click labels and no purchase"
         )
     if rounds.partners_per_round > data.partners:
         problems.append(
@@ -38,6 +41,59 @@ def contradictions(config: "Config") -> list[str]:
         problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
     if data.source == "files" and not data.card:
         problems.append('data.card is empty: data.source = "files" needs a data card (TOML) that names the columns')
+    return problems
+
+
+def _statistics_checks(config: "Config") -> list[str]:
+    """Returns what item rates ask of the rest of a configuration."""
+    rates, privacy = config.model.item_rates, config.privacy
+    problems: list[str] = []
+    if rates == "exact" and privacy.mode != "none":
+        problems.append(
+            'model.item_rates = "exact": exact item means are not private; set it to "private" or "none", or'
+            ' privacy.mode to "none"'
+        )
+    if rates == "private" and privacy.mode == "none":
+        problems.append(
+            'model.item_rates = "private": needs noise, and privacy.mode = "none" adds none; set it to "exact" or'
+            ' "none", or privacy.mode to "local" or "distributed"'
+        )
+    if rates == "private" and privacy.mode == "label":
+        problems.append(
+            'model.item_rates = "private" with privacy.mode = "label": its unit is the user, and a ledger keeps to one;'
+            ' set it to "none", or privacy.mode to "local" or "distributed"'
+        )
+    if rates == "private" and config.aggregation.method != "secure":
+        problems.append('model.item_rates = "private": needs aggregation.method = "secure"')
+    if rates == "private" and privacy.unit != "user":
+        problems.append(
+            f'model.item_rates = "private" with privacy.unit = "{privacy.unit}": its unit is the user, and a ledger'
+            ' keeps to one; set privacy.unit to "user", or model.item_rates to "none"'
+        )
+    return problems
+
+
+def label_checks(privacy: "PrivacyConfig") -> list[str]:
+    """Returns what mode "label" asks of the privacy table alone, in a run's file and in a partner's own."""
+    if privacy.mode != "label":
+        return []
+    of_one = privacy.epsilon_of_a_label
+    problems = []
+    if of_one > MOST_LABEL_EPSILON:
+        problems.append(
+            f"privacy.epsilon = {of_one:g}: at most {MOST_LABEL_EPSILON:g} for one label (privacy.label_epsilon unset);"
+            " hardly any would be flipped"
+        )
+    if of_one > privacy.epsilon:
+        problems.append(
+            f"privacy.label_epsilon = {of_one:g}: at most privacy.epsilon = {privacy.epsilon:g}, or the budget refuses"
+            " the first round"
+        )
+    if privacy.unit != "user":
+        problems.append(
+            f'privacy.unit = "{privacy.unit}": has no meaning with privacy.mode = "label", whose unit is the label;'
+            " take the line out"
+        )
     return problems
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.config import ModelConfig
+from common.itemrates import ItemRates
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -31,6 +32,7 @@ _OWN_RATES = ("past_rate", "past_rows", "past_clicks", "recent_rate", "domain_ra
 _TEXT_RATES = ("alike_rate", "alike_rows", "nearest_click", "click_pull")
 _TIME = ("hour_sin", "hour_cos", "weekend")
 _ITEM = ("item_rate", "item_rows")
+_PRIVATE_ITEM = ("item_rate", "item_pull")
 
 ItemCounts = Mapping[str, tuple[float, float]]  # item -> (clicks, impressions)
 
@@ -42,7 +44,7 @@ class UserRows:
     Attributes:
         offset_U1: first row of each user, and N at the end; int64.
         text_N: row of `states_TE`; int64.
-        label_NL: click, and purchase where the log has it; float32, 0 or 1.
+        label_NL: click, and purchase where the log has it; float32, 0 or 1, or an unbiased estimate of it.
         dense_NF: own past rates, context, time (names: `dense_names`); float32, of order 1.
         history_NH: latest earlier positives of the same user as row numbers, newest first, -1 where there are fewer.
         states_TE: frozen text states, shared and never written to; float32.
@@ -86,7 +88,7 @@ def dense_names(config: ModelConfig) -> list[str]:
     """Returns the names of the F dense features, in their order."""
     names = [*_OWN_RATES, *_TEXT_RATES, *_TIME]
     names += [f"context_{bucket}" for bucket in range(config.context_buckets)]
-    return names + (list(_ITEM) if config.item_rates != "none" else [])
+    return names + list({"none": (), "exact": _ITEM, "private": _PRIVATE_ITEM}[config.item_rates])
 
 
 def featurise(
@@ -96,18 +98,22 @@ def featurise(
     config: ModelConfig,
     *,
     item_counts: ItemCounts | None = None,
+    item_rates: ItemRates | None = None,
     own_rows_N: NDArray[np.bool_] | None = None,
 ) -> UserRows:
     """Returns the features of validated rows (sorted by user, then time).
 
     Args:
-        rows: canonical columns of `common.clicks`.
+        rows: canonical columns of `common.clicks`; clicks may be unbiased estimates, over 0 where the answer is a
+            click, and are then summed as such, within what is possible (0 to the number of rows).
         text_N: for each row the index of its text in `states_TE`.
         states_TE: one frozen state per distinct text, entries of unit mean square.
         config: history length, context buckets, prior.
         item_counts: clicks and impressions per item over the training rows; needed where `config.item_rates` is
             "exact", an unknown item counts as never shown.
-        own_rows_N: rows that are themselves in `item_counts`, whose own label is taken out again; None = all.
+        item_rates: what the released private statistics say of items, where `config.item_rates` is "private"; while
+            nothing was released, every item is unknown.
+        own_rows_N: rows that are themselves in what was counted, whose own label is taken out again; None = all.
     """
     num_rows = len(rows)
     user_codes, _ = pd.factorize(rows["user"])
@@ -126,8 +132,12 @@ def featurise(
         )
         _fill_history(history_NH[part], clicked_N[part], seen_M, int(start))
     blocks = [own_NF, _time_features(time_N), _context_features(rows, config.context_buckets)]
-    if config.item_rates != "none":
+    if config.item_rates == "exact":
         blocks.append(_item_rates(rows, clicked_N, item_counts or {}, own_rows_N, config.prior_click_rate))
+    elif config.item_rates == "private" and item_rates is not None:
+        blocks.append(item_rates.features(rows, own_rows_N))
+    elif config.item_rates == "private":
+        blocks.append(np.zeros((num_rows, len(_PRIVATE_ITEM)), np.float32))
     labels = [clicked_N]
     if "purchased" in rows:
         labels.append(rows["purchased"].to_numpy(np.float32))
@@ -200,16 +210,16 @@ def _shrunk_logit(clicks: Any, shown: Any, prior: float, strength: float) -> Any
 def _own_rates(clicked_M: Float, domain_M: Int, seen_M: Int, prior: float) -> Float:
     """Returns the user's own past rates before each row, [M, 6]: overall, counts, the last ten, the same domain."""
     clicks_M1 = np.concatenate([[0.0], np.cumsum(clicked_M)])
-    past_M = clicks_M1[seen_M]
     recent_from_M = np.maximum(seen_M - _RECENT, 0)
-    recent_M = past_M - clicks_M1[recent_from_M]
+    recent_M = np.clip(clicks_M1[seen_M] - clicks_M1[recent_from_M], 0, seen_M - recent_from_M)
+    past_M = np.clip(clicks_M1[seen_M], 0, seen_M)
     same_clicks_M, same_rows_M = np.zeros(len(seen_M)), np.zeros(len(seen_M))
     for domain in np.unique(domain_M):
         here_M = domain_M == domain
         clicks_of = np.concatenate([[0.0], np.cumsum(clicked_M * here_M)])
         rows_of = np.concatenate([[0.0], np.cumsum(here_M)])
-        same_clicks_M[here_M] = clicks_of[seen_M[here_M]]
         same_rows_M[here_M] = rows_of[seen_M[here_M]]
+        same_clicks_M[here_M] = np.clip(clicks_of[seen_M[here_M]], 0, same_rows_M[here_M])
     return np.stack(
         [
             _shrunk_logit(past_M, seen_M, prior, _RATE_STRENGTH),
@@ -243,7 +253,8 @@ def _text_rates(unit_ME: Float, clicked_M: Float, seen_M: Int, prior: float) -> 
         click_K = clicked_M[:last]
         kernel_MK = np.exp(_KERNEL_SHARPNESS * (cosine_MK - 1)) * before_MK
         alike_M, alike_click_M = kernel_MK.sum(1), (kernel_MK * click_K).sum(1)
-        positive_MK = before_MK * click_K
+        alike_click_M = np.clip(alike_click_M, 0, alike_M)
+        positive_MK = before_MK * (click_K > 0).astype(np.float32)
         # At least 0 in every row: else a negative cosine would show whether the block holds a row that is masked out,
         # such as a later one.
         nearest_M = np.where(positive_MK > 0, cosine_MK, 0.0).max(1, initial=0.0)

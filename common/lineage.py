@@ -1,7 +1,8 @@
 """A trained model's lineage: its files, run, base, partners and privacy cost; and the signature over it.
 
-A model folder holds `model.safetensors`, `config.json`, `lineage.json` and `lineage.sig`. The lineage names the SHA-256
-of the other files; the signature is over the very bytes of the lineage. So whoever has the public half of the signing
+A model folder holds `model.safetensors`, `config.json`, `lineage.json` and `lineage.sig`, and `statistics.json` where
+features are made with private statistics. The lineage names the SHA-256 of the other files; the signature is over the
+very bytes of the lineage. So whoever has the public half of the signing
 key can say that these files are the ones that the run's server vouches for. What the server says in a lineage of
 privacy is its own claim: a partner's own ledger is what counts for that partner.
 """
@@ -24,6 +25,7 @@ from common.runfolder import jsonable
 
 LINEAGE_VERSION = 1
 PARAMETERS, SETTINGS, LINEAGE, SIGNATURE = "model.safetensors", "config.json", "lineage.json", "lineage.sig"
+STATISTICS = "statistics.json"  # only where the model's features are made with private statistics
 MODEL_FILES = frozenset({PARAMETERS, SETTINGS, LINEAGE, SIGNATURE})
 MOST_MODEL_BYTES = 2**28  # what is read into memory at most, where nobody says otherwise
 
@@ -153,7 +155,7 @@ def verified(files: Mapping[str, bytes], key: Ed25519PublicKey) -> Lineage:
     Raises:
         ModelError: naming what does not hold.
     """
-    if set(files) != MODEL_FILES:
+    if set(files) not in (MODEL_FILES, MODEL_FILES | {STATISTICS}):
         raise ModelError(f"files {sorted(files)!r:.300}: a signed model has exactly {', '.join(sorted(MODEL_FILES))}")
     _require_signature(files[LINEAGE], files[SIGNATURE], key)
     lineage = parse_lineage(files[LINEAGE])
@@ -161,7 +163,7 @@ def verified(files: Mapping[str, bytes], key: Ed25519PublicKey) -> Lineage:
         raise ModelError(
             f"{LINEAGE}: says that {lineage.signed_by[:16]} signed it, which is not whose signature it has"
         )
-    if set(lineage.files) != MODEL_FILES - {LINEAGE, SIGNATURE}:
+    if set(lineage.files) != set(files) - {LINEAGE, SIGNATURE}:
         raise ModelError(f"{LINEAGE}: names the files {sorted(lineage.files)!r:.300}")
     for name, facts in sorted(lineage.files.items()):
         found = file_facts(files[name])
@@ -212,11 +214,14 @@ def parse_lineage(data: bytes) -> Lineage:
 def read_model_folder(folder: Path, most_bytes: int = MOST_MODEL_BYTES) -> dict[str, bytes]:
     """Returns the files of a signed model in a folder, and no others; they are read once, so what is checked is used.
 
+    Statistics are read where they are there; whether they have to be is what the signed lineage says.
+
     Raises:
         ModelError: where one is missing or unreadable, or they are larger together than `most_bytes`.
     """
     found, left = {}, most_bytes
-    for name in sorted(MODEL_FILES):
+    names = MODEL_FILES | ({STATISTICS} if (folder / STATISTICS).exists() else set())
+    for name in sorted(names):
         try:
             with (folder / name).open("rb") as file:
                 found[name] = file.read(left + 1)

@@ -6,6 +6,8 @@ QUERY_JOIN = "query.join"
 QUERY_ANCHOR = "query.anchor"
 QUERY_STATISTICS = "query.statistics"
 QUERY_CATALOGUE = "query.catalogue"
+QUERY_HISTOGRAM = "query.histogram"
+QUERY_RELEASE = "query.release"
 QUERY_ADVERTISE = "query.advertise"
 QUERY_REVEAL = "query.reveal"
 QUERY_SHARE = "query.share"
@@ -21,6 +23,8 @@ MESSAGE_TYPES = (
     QUERY_ANCHOR,
     QUERY_STATISTICS,
     QUERY_CATALOGUE,
+    QUERY_HISTOGRAM,
+    QUERY_RELEASE,
     QUERY_ADVERTISE,
     QUERY_REVEAL,
     QUERY_SHARE,

@@ -31,11 +31,11 @@ from common.anchors import require_anchor
 from common.config import PrivacyConfig
 from common.contribution import Contribution, LocalDelta, NoisedStep
 from common.errors import ProtocolError
-from common.lineage import MODEL_FILES
+from common.lineage import MODEL_FILES, STATISTICS
 from common.records import array_of, bytes_of, pack, peek, scalars_of
 from common.secagg.transcript import digest
 
-PROTOCOL_VERSION = 1  # of all messages; said at the join, before any other field is looked at
+PROTOCOL_VERSION = 2  # of all messages; said at the join, before any other field is looked at
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CARD = re.compile("[0-9a-f]{64}|")
@@ -370,4 +370,4 @@ class ModelTask:
     def from_record(cls, record: RecordDict) -> Self:
         """Returns the message in a record, or raises `ProtocolError`."""
         run_id = scalars_of(record, {"run_id": str}, with_array=True)["run_id"]
-        return cls(run_id, bytes_of(record, MODEL_FILES))
+        return cls(run_id, bytes_of(record, MODEL_FILES, optional={STATISTICS}))

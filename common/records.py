@@ -75,10 +75,10 @@ def array_of(record: RecordDict, name: str, dtype: str, dimensions: int = 1) -> 
         raise ProtocolError(f"array {name}: a shape of {array.shape}") from None
 
 
-def bytes_of(record: RecordDict, names: Collection[str]) -> dict[str, bytes]:
-    """Returns the arrays of a message that are plain bytes, of exactly these names."""
+def bytes_of(record: RecordDict, names: Collection[str], optional: Collection[str] = ()) -> dict[str, bytes]:
+    """Returns the arrays of a message that are plain bytes, of exactly these names, and of the optional ones."""
     found = record.array_records.get(_ARRAYS)
-    if found is None or set(found) != set(names):
+    if found is None or set(found) - set(optional) != set(names):
         raise ProtocolError(f"a message with the arrays {sorted(found or ())}, expected {sorted(names)}")
     for name, array in found.items():
         if (array.dtype, array.stype) != ("|u1", _RAW) or array.shape != (len(array.data),):

@@ -81,6 +81,11 @@ class RunFolder:
         return self.root / "central.parquet"
 
     @property
+    def catalogue(self) -> Path:
+        """The public list of items, each with its category, where features are made with item rates."""
+        return self.root / "catalogue.json"
+
+    @property
     def preparation(self) -> Path:
         """What was read, dropped and split, and the exact floors; written once per run."""
         return self.root / "preparation.json"

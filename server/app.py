@@ -8,6 +8,7 @@ Legend: D parameters.
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from server.claim import claimed, rounds_of_the_busiest
 from server.cohort import draw_cohort
 from server.delivery import deliver
 from server.evaluation import HeldOut, final_figures, load_heldout, round_figures, score
+from server.histograms import Histograms
 from server.joining import anchored, fitting, join, say
 from server.journal import Journal
 from server.modelfolder import load_signing_key, save_model, vouch
@@ -47,6 +49,8 @@ from server.statistics import item_counts
 from server.sums import mean_of, total_of
 
 app = ServerApp()
+
+Watch = Callable[[int, NDArray[np.float32], NDArray[np.float64]], None]
 
 
 @app.main()
@@ -79,6 +83,8 @@ class Coordinator:
     exhausted: set[str] = field(default_factory=set)
     aggregator: SecureAggregator | None = None  # None = plain
     starts: int = 0  # how often the run's server was started before
+    histograms: Histograms | None = None  # private statistics, where the model's features are made with them
+    watch: Watch | None = None  # an audit's eyes
 
     @property
     def kind(self) -> type[LocalDelta] | type[NoisedStep]:
@@ -86,8 +92,14 @@ class Coordinator:
         return NoisedStep if self.config.privacy.mode == "distributed" else LocalDelta
 
 
-def run(grid: Grid, folder: RunFolder) -> None:
+def run(grid: Grid, folder: RunFolder, watch: Watch | None = None) -> None:
     """Runs all rounds that are left, then evaluates and saves the final model.
+
+    Args:
+        grid: Flower's.
+        folder: of the run.
+        watch: told each round's number, the weights that it started from and the mean contribution: no more than who
+            holds the models of both rounds can work out.
 
     Raises:
         TooFewPartners: when not enough partners join or answer.
@@ -98,6 +110,7 @@ def run(grid: Grid, folder: RunFolder) -> None:
     config = load_config(folder.config)
     pretrained = locate(config.model.encoder, config.model.encoder_sha256)
     state = _begin(grid, config, folder, pretrained)
+    state.watch = watch
     say("begun", f"{len(state.nodes)} partners joined", partners=len(state.nodes), round=state.round)
     stopped: BudgetExhausted | None = None
     while state.round < config.round.num_rounds and stopped is None:
@@ -137,7 +150,11 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     counts = item_counts(grid, config, folder, run_id, nodes, aggregator) if exact else None
     if aggregator and counts is not None:
         aggregator.shared = shared_hash(counts_hash(counts), config.privacy, noise_shares(config))
-    heldout = load_heldout(folder.central, config.model, pretrained, counts)
+    declared = {partner: reply.declared_users for partner, reply in replies.items()}
+    histograms = None
+    if config.model.item_rates == "private":
+        histograms = Histograms(grid, config, folder, run_id, nodes, roster, starts, sum(declared.values()))
+    heldout = load_heldout(folder.central, config.model, pretrained, counts, histograms.rates if histograms else None)
     optimiser = ServerOptimiser(config.server, len(read_vector(model)))
     weights = {partner: roster.member(roster.number(partner)).weight for partner in nodes}
     state = Coordinator(
@@ -146,7 +163,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         run_id,
         nodes,
         weights,
-        {partner: reply.declared_users for partner, reply in replies.items()},
+        declared,
         {partner: reply.card for partner, reply in replies.items()},
         key,
         model,
@@ -156,6 +173,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         read_vector(model),
         aggregator=aggregator,
         starts=starts,
+        histograms=histograms,
     )
     if saved:
         optimiser.load_state(saved.optimiser)
@@ -175,12 +193,15 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
             f"{len(able)} partners have budget left, {config.aggregation.min_partners} are needed:"
             f" the run ends after round {state.round} with its model saved"
         )
+    _prepare_statistics(state, number)
     record: dict[str, Any] = {"round": number}
     try:
         if state.aggregator is None:
             mean_D = _collect_plain(grid, state, able, record)
         else:
             mean_D = _collect_secure(state.aggregator, state, able, record)
+        if state.watch:
+            state.watch(number, state.global_D, mean_D)
         state.global_D = state.optimiser.step(state.global_D, mean_D, state.kind)
     except TooFewPartners as error:
         record["error"] = str(error)
@@ -195,6 +216,17 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
     if state.aggregator:
         state.aggregator.journal.end()  # shares of a round that is over are kept no longer
     say("round", f"round {number}", **record)
+
+
+def _prepare_statistics(state: Coordinator, number: int) -> None:
+    """Makes the private statistics that are due before a round; features of the rounds to come are made with them."""
+    histograms, config = state.histograms, state.config
+    if histograms is None or state.aggregator is None:
+        return
+    if histograms.prepare(number):
+        pretrained = locate(config.model.encoder, config.model.encoder_sha256)
+        state.heldout = load_heldout(state.folder.central, config.model, pretrained, item_rates=histograms.rates)
+    state.aggregator.shared = shared_hash(histograms.shared, config.privacy, noise_shares(config))
 
 
 def _collect_secure(
@@ -301,6 +333,9 @@ def _finish(
             "final": final,
             "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},
             "timings": timings,
+            "statistics": state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items}
+            if state.histograms
+            else None,
             "stopped": str(stopped) if stopped else None,
         },
     )
@@ -311,14 +346,18 @@ def _claim(state: Coordinator) -> Claim:
     """Returns what the run's configuration, over the rounds that it had, costs the users of one partner."""
     steady = state.starts == 0 and not state.exhausted
     return claimed(
-        state.config, state.run_id, rounds_of_the_busiest(state.config, state.nodes, state.round, steady=steady)
+        state.config,
+        state.run_id,
+        rounds_of_the_busiest(state.config, state.nodes, state.round, steady=steady),
+        state.round,
     )
 
 
 def _hand_out(grid: Grid, state: Coordinator, pretrained: Pretrained, claim: Claim) -> dict[str, Any]:
     """Saves and signs the final model; returns to how many of its partners it was delivered."""
     config, folder = state.config, state.folder.model
-    save_model(folder, state.model, config.model, pretrained, state.run_id, state.round)
+    release = state.histograms.release if state.histograms else None
+    save_model(folder, state.model, config.model, pretrained, state.run_id, state.round, release)
     rounds = tuple(
         RoundFacts(record["round"], record.get("cohort", 0), record.get("contributed", 0)) for record in state.rounds
     )

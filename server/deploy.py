@@ -17,18 +17,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.card import load_card
-from common.clicks import read_clicks
-from common.config import dump_config, load_config
+from common.card import DataCard, load_card
+from common.clicks import ClickLog, read_clicks
+from common.config import Config, dump_config, load_config
 from common.errors import BudgetExhausted, ConfigError, HushclickError, Stopped
+from common.proxies import associations, warnings_of
 from common.registry import Registry
-from common.runfolder import RunFolder, write_atomically
+from common.runfolder import RunFolder, write_atomically, write_json
 from common.secagg.roster import load_roster
 from common.signals import stop_on_signals
 from server.central import central_rows
 from server.control import Control
 from server.deployment import ServerDeployment, load_deployment, node_keys
 from server.gate import Gate, gate_app, superlink_behind_tls
+from server.histograms import read_catalogue
 from server.modelfolder import link_signing_key, load_signing_key
 from server.report import write_report
 from server.superlink import START_SECONDS, Link, OthersLink, own_link
@@ -96,14 +98,42 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
                 )
         link_signing_key(folder, Path(deployment.signing_key))
         return folder
-    log_read = read_clicks(Path(deployment.clicks), load_card(Path(deployment.card)))
+    card = load_card(Path(deployment.card))
+    log_read = read_clicks(Path(deployment.clicks), card, sensitive=True)
+    _say_sensitive(card, log_read)
     folder.root.mkdir(parents=True, exist_ok=True)
     central_rows(log_read, config.data).to_parquet(folder.central, index=False)
+    _copy_catalogue(deployment, config, folder)
     shutil.copyfile(roster, folder.roster)
     folder.audit.touch(mode=0o600)
     link_signing_key(folder, Path(deployment.signing_key))
     write_atomically(folder.config, text.encode())  # last: the folder is whole once it is there
     return folder
+
+
+def _copy_catalogue(deployment: ServerDeployment, config: Config, folder: RunFolder) -> None:
+    """Puts the public list of items into the run folder, where the model's features need one.
+
+    Raises:
+        ConfigError: where none is named, or it is none.
+    """
+    if config.model.item_rates == "none":
+        return
+    if not deployment.catalogue:
+        raise ConfigError(
+            f'model.item_rates = "{config.model.item_rates}": name the public list of items in server.toml, as'
+            " catalogue = FILE (JSON: item -> category)"
+        )
+    catalogue = read_catalogue(Path(deployment.catalogue))
+    write_json(folder.catalogue, dict(zip(catalogue.items, catalogue.categories, strict=True)))
+
+
+def _say_sensitive(card: DataCard, log_read: ClickLog) -> None:
+    """Says which columns of the held-out clicks are for slices alone, and which others give them away."""
+    if card.sensitive.columns:
+        _say(f"sensitive columns, for slices and no feature: {', '.join(card.sensitive.columns)}")
+        for warning in warnings_of(associations(log_read.rows)):
+            _say(f"warning: {warning}")
 
 
 def register(deployment: ServerDeployment, folder: RunFolder) -> None:

@@ -12,7 +12,7 @@ from common.kit import load_kit_file
 
 _PATHS = (
     *("config", "roster", "run", "certificate", "key", "ca", "signing_key", "nodes"),
-    *("clicks", "card", "database", "log", "registry"),
+    *("clicks", "card", "catalogue", "database", "log", "registry"),
 )
 
 
@@ -22,6 +22,7 @@ class ServerDeployment:
 
     clicks: str  # held-out clicks of the central evaluation, CSV or Parquet; no partner's
     card: str  # data card of these clicks
+    catalogue: str = ""  # JSON, item -> category: the public list of items that model.item_rates needs
     config: str = "run.toml"  # the run's configuration
     roster: str = "roster.toml"  # the same at every partner
     run: str = "run"  # run folder: made at the first start, gone on with at the next

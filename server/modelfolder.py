@@ -19,6 +19,7 @@ from common.lineage import (
     PARAMETERS,
     SETTINGS,
     SIGNATURE,
+    STATISTICS,
     Base,
     Claim,
     Lineage,
@@ -43,10 +44,21 @@ def num_parameters(folder: Path) -> int:
 
 
 def save_model(
-    folder: Path, model: ClickModel, config: ModelConfig, pretrained: Pretrained, run_id: str, rounds: int
+    folder: Path,
+    model: ClickModel,
+    config: ModelConfig,
+    pretrained: Pretrained,
+    run_id: str,
+    rounds: int,
+    statistics: bytes | None = None,
 ) -> None:
-    """Writes `model.safetensors` (trained parameters only) and `config.json` (layout, base and its hash, run)."""
+    """Writes `model.safetensors` (trained parameters only) and `config.json` (layout, base and its hash, run).
+
+    Where features are made with private statistics, their release goes beside them: `statistics.json`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if statistics is not None:
+        write_atomically(folder / STATISTICS, statistics)
     write_atomically(folder / PARAMETERS, save(model.state_dict()))
     table = to_table(config)
     del table["cache"]  # each machine's own
@@ -94,7 +106,8 @@ def vouch(
 
     What a server signed before it was started again stays as it is, byte for byte: partners have it already.
     """
-    files = {name: (folder / name).read_bytes() for name in (PARAMETERS, SETTINGS)}
+    unsigned = [name for name in (PARAMETERS, SETTINGS, STATISTICS) if (folder / name).exists()]
+    files = {name: (folder / name).read_bytes() for name in unsigned}
     facts = {name: file_facts(data) for name, data in files.items()}
     known = _signed_before(folder, key)
     if known and known.files == facts and (known.run_id, len(known.rounds)) == (run_id, len(rounds)):

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from common.errors import HushclickError
 from common.runfolder import RunFolder, write_atomically
-from server import report_course, report_figures, report_privacy, report_tables
+from server import report_course, report_figures, report_privacy, report_slices, report_tables
 from server.report_numbers import (
     MISSING,
     Json,
@@ -36,6 +36,7 @@ _TEMPLATE = Path(__file__).with_name("report_template.html")
 _SUMMARY_FLOORS = {
     "base_rate": "the base rate",
     "item_popularity": "item popularity",
+    "private_item_popularity": "the private item popularity",
     "logistic_regression": "logistic regression",
 }
 
@@ -118,7 +119,8 @@ def _tables(metrics: Json) -> dict[str, Any]:
     return {
         "floors": report_tables.floors_table(metrics),
         "figures": report_tables.figures_table(final),
-        "slices": report_tables.slice_tables(final),
+        "slices": report_slices.slice_tables(final),
+        "gaps": report_slices.gaps_table(final),
         "privacy": report_privacy.privacy_table(privacy),
         "partner_epsilons": report_privacy.partner_epsilons_table(privacy),
         "data": report_course.data_table(data),

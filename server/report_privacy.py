@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from common.privacy.labels import NOT_PROTECTED
 from server.report_numbers import (
     MISSING,
     NOT_RECORDED,
@@ -17,7 +18,18 @@ from server.report_numbers import (
 )
 from server.report_tables import MOST_PARTNERS, Row, Table, cells, columns, left_out, prose, read
 
-_ADJACENCIES = {"add_remove": "one {unit} added or removed", "replace_one": "one {unit} replaced by another"}
+_ADJACENCIES = {
+    "add_remove": "one {unit} added or removed",
+    "replace_one": "one {unit} replaced by another",
+    "replace_label": "the click label of one row replaced by the other",
+}
+
+
+_MODES = {
+    "local": "local = each partner adds the full noise itself",
+    "label": "label = click labels are flipped by chance, and nothing else is protected",
+}
+_UNITS = {"user": "whose data one clipped gradient holds", "label": "the click of one row, and nothing else of it"}
 
 
 def adjacency(privacy: Json) -> str:
@@ -45,11 +57,12 @@ def privacy_table(privacy: Json) -> Table:
     seed = {True: "yes: the noise can be removed by whoever knows the seed", False: "no"}
     fixed = privacy.get("fixed_seed")
     lines = (
-        ("Mode", text(privacy.get("mode")), "local = each partner adds the full noise itself"),
-        ("Unit", text(privacy.get("unit")), "whose data one clipped gradient holds"),
+        ("Mode", text(privacy.get("mode")), _MODES.get(text(privacy.get("mode")), _MODES["local"])),
+        ("Unit", text(privacy.get("unit")), _UNITS.get(text(privacy.get("unit")), _UNITS["user"])),
         ("Adjacency", adjacency(privacy), "what may differ without being noticed"),
         ("Epsilon", epsilon(privacy.get("epsilon")), "upper bound on what is learnt of a unit; the largest partner's"),
         *_of_a_user(privacy),
+        *_of_labels(privacy),
         ("Budget", epsilon(privacy.get("budget")), _of_budget(privacy)),
         ("Delta", significant(privacy.get("delta")), "probability with which the bound may fail"),
         ("Accountant", text(privacy.get("accountant")).upper(), "how epsilon was derived from what was released"),
@@ -59,14 +72,31 @@ def privacy_table(privacy: Json) -> Table:
         ("Sampling rate (q)", significant(privacy.get("sampling_rate")), "chance of a user to join a step"),
         ("Clip", significant(privacy.get("clip")), "largest length (L2 norm) of one unit's gradient"),
         ("Steps", whole(privacy.get("steps")), "noised steps at a partner, all rounds together"),
+        *_of_the_statistics(table(privacy, "statistics")),
         *_of_the_sum(privacy),
         ("Noise from a fixed seed", seed[fixed] if isinstance(fixed, bool) else "", "must be no outside of tests"),
         ("Assumption", text(privacy.get("assumption")), "where it fails, such a unit's epsilons add up"),
         ("Aggregation", text(privacy.get("aggregation")), text(privacy.get("aggregation_note"))),
     )
-    lacking = "does not apply" if privacy.get("mode") == "none" else NOT_RECORDED
+    lacking = "does not apply" if privacy.get("mode") in ("none", "label") else NOT_RECORDED
     rows = tuple(Row(name, (found if found not in ("", MISSING) else lacking, why)) for name, found, why in lines)
     return Table("What the guarantee says and rests on", prose("Property", "Value", "Meaning"), rows)
+
+
+def _of_labels(privacy: Json) -> list[tuple[str, str, str]]:
+    """Returns, where click labels alone are protected, what that means for a user, and what it leaves out."""
+    if privacy.get("mode") != "label":
+        return []
+    rows = whole(privacy.get("impressions"))
+    of_a_user = "no finite bound" if number(found := privacy.get("user_epsilon")) is None else epsilon(found)
+    flips = privacy.get("flip_probability")
+    lines = [
+        (f"Epsilon of all labels of a user with {rows} rows", of_a_user, "at delta 0; so many rows of a user are used"),
+        ("Not protected", "; ".join(NOT_PROTECTED), "is as open as without privacy"),
+    ]
+    if number(flips) is not None:  # a deployment's server claims no more than its configuration says
+        lines.append(("Flip probability", significant(flips), "chance that a label is the wrong one, once"))
+    return lines
 
 
 def _of_the_sum(privacy: Json) -> list[tuple[str, str, str]]:
@@ -76,6 +106,21 @@ def _of_the_sum(privacy: Json) -> list[tuple[str, str, str]]:
         return []
     meaning = "bound on the chance that a coordinate of a round's sum wraps; it harms the model, not privacy"
     return [("Chance of a wrapped coordinate", f"{found:.0e}" if found >= 1e-300 else "under 1e-300", meaning)]
+
+
+def _of_the_statistics(found: Json) -> list[tuple[str, str, str]]:
+    """Returns, where item rates come from private statistics, what these alone cost and with what noise."""
+    if not found:
+        return []
+    alone = f"epsilon {epsilon(found.get('epsilon'))}, in the epsilon above"
+    noise = f"noise multiplier {significant(found.get('noise_multiplier'))} over a clip of"
+    return [
+        (
+            f"Private statistics, {whole(found.get('releases'))} releases",
+            alone,
+            f"noised clicks and impressions per item; {noise} {significant(found.get('clip'))} rows",
+        )
+    ]
 
 
 def _of_budget(privacy: Json) -> str:
@@ -137,6 +182,12 @@ def banners(privacy: Json) -> list[Banner]:
             " noise and remove it: against them there is no privacy. Such a run is for tests, never for people's data."
         )
         found.append(Banner("The noise is reproducible", body, grave=True))
+    if privacy.get("mode") == "label":
+        body = (
+            "Epsilon holds for the click label of one row. Who was shown what, when and in which context, and that a"
+            " user is in the log at all, is not protected; all labels of a user together far less than one."
+        )
+        found.append(Banner("Click labels are protected, not users", body, grave=True))
     if privacy.get("unit") == "impression":
         body = (
             "Epsilon holds for one training row. A person with many rows is protected far less, and a click lies in its"
@@ -180,7 +231,7 @@ def price(privacy: Json) -> str:
 def odds(privacy: Json) -> str:
     """Returns the factor, e to the epsilon and rounded up, by which odds may change; empty where it says nothing."""
     found = number(privacy.get("epsilon"))
-    if found is None or not 0 <= found <= 20:
+    if found is None or not 0 <= found <= 20 or privacy.get("unit") == "label":  # odds of having taken part
         return ""
     factor = math.exp(found)
     return f"{math.ceil(factor * 100) / 100:.2f}" if factor < 100 else f"{math.ceil(factor):,}"

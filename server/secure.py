@@ -1,5 +1,6 @@
 """A securely aggregated round over Flower: MASK, CONSISTENCY, UNMASK, the next round's preparation riding along.
 
+Where all who sent shares sent a masked body too, CONSISTENCY asks for the shares of UNMASK with it: one exchange less.
 Replies are aggregated as they arrive, into one running sum per group; whoever fails at a stage is left out from there
 on. Comments name the step of docs/SECAGG.md.
 
@@ -15,7 +16,9 @@ from flwr.serverapp import Grid
 
 from common.config import AggregationConfig
 from common.errors import ProtocolError, TooFewPartners
-from common.message_types import QUERY_CONFIRM, QUERY_MASK, QUERY_UNMASK, TRAIN_MASK
+from common.histogram_messages import HistogramTask
+from common.message_types import QUERY_CONFIRM, QUERY_HISTOGRAM, QUERY_MASK, QUERY_UNMASK, TRAIN_MASK
+from common.messages import StatisticsTask
 from common.secagg.coding import decode
 from common.secagg.parameters import bits_for
 from common.secagg.roster import WEIGHT_UNIT, Roster
@@ -42,8 +45,11 @@ from server.sums import Collected, GroupSum
 _TRIES_A_ROUND = 2**16  # attempts that one start of the server may make at one round
 
 
+Opening = dict[Tally, Unmasking]
+
+
 class Work(Protocol):
-    """What a partner is asked to contribute: a `TrainTask` or a `StatisticsTask`."""
+    """What a partner is asked to contribute: a `TrainTask`, a `StatisticsTask` or a `HistogramTask`."""
 
     def to_record(self) -> RecordDict:
         """Returns it as a record."""
@@ -111,11 +117,18 @@ class SecureAggregator:
         self._mask(tallies, works, round_number, ahead, outcome)
         tallies = _those(tallies, lambda tally: tally.fix_third(), outcome)
         outcome.stages["masked"] = sum(len(tally.third) for tally in tallies)
+        opening = {tally: tally.unmasking() for tally in tallies}
         if tallies:
-            self._confirm(tallies, ahead, outcome)
+            self._confirm(opening, round_number, ahead, outcome)
             tallies = _those(tallies, lambda tally: tally.confirmed(), outcome)
         if tallies:
-            self._unmask(tallies, round_number, ahead, outcome)
+            outcome.stages["confirmed"] = sum(len(tally.confirmed()) for tally in tallies)
+            outcome.stages.setdefault("unmasked", 0)
+            opening = {tally: opening[tally] for tally in tallies}
+            if not all(tally.everyone for tally in tallies):
+                self._unmask(opening, round_number, ahead, outcome)
+        for unmasking in opening.values() if tallies else ():
+            self._strip(unmasking, outcome)
         return outcome
 
     def finish_journal(self, round_number: int) -> Collected | None:
@@ -184,9 +197,8 @@ class SecureAggregator:
     ) -> None:
         """2 MASK: everyone in U2 trains, masks and sends; each body is added as it comes."""
         tally_of = {number: tally for tally in tallies for number in tally.second}
-        kind = TRAIN_MASK if round_number else QUERY_MASK
         letters = {
-            number: (kind, stage_record(tally.mask_task(number), works[number].to_record()))
+            number: (_type_of(works[number]), stage_record(tally.mask_task(number), works[number].to_record()))
             for number, tally in tally_of.items()
         }
 
@@ -196,42 +208,42 @@ class SecureAggregator:
 
         self._exchange(letters, "mask", round_number, ahead, outcome, take)
 
-    def _confirm(self, tallies: list[Tally], ahead: Preparation | None, outcome: Collected) -> None:
-        """3 CONSISTENCY: the survivors sign who survives."""
-        tally_of = {number: tally for tally in tallies for number in tally.third}
+    def _confirm(self, opening: Opening, round_number: int, ahead: Preparation | None, outcome: Collected) -> None:
+        """3 CONSISTENCY: the survivors sign who survives; where all do, their shares come in with it."""
+        tally_of = {number: tally for tally in opening for number in tally.third}
         letters = {number: (QUERY_CONFIRM, stage_record(tally.confirm_task())) for number, tally in tally_of.items()}
+        at_once = [unmasking for tally, unmasking in opening.items() if tally.everyone]
+        if at_once:
+            self.journal.begin(round_number, at_once)
 
         def take(number: int, content: RecordDict) -> None:
-            confirmation = stage_of(Confirmation, content)
-            tally_of[number].add_confirmation(number, confirmation.signature)
+            confirmation, tally = stage_of(Confirmation, content), tally_of[number]
+            tally.add_confirmation(number, confirmation.signature)
             outcome.anchors[self.roster.member(number).name] = confirmation.anchor
+            if tally.everyone:
+                self._take_shares(number, confirmation.revealed, opening[tally], outcome)
+            elif confirmation.shares:
+                raise ProtocolError("shares that were not asked for")
 
-        self._exchange(letters, "confirm", tallies[0].session.round, ahead, outcome, take)
+        self._exchange(letters, "confirm", round_number, ahead, outcome, take)
 
-    def _unmask(self, tallies: list[Tally], round_number: int, ahead: Preparation | None, outcome: Collected) -> None:
-        """4 UNMASK: shares come in and are written down; then the masks come off."""
-        able = [(tally, tally.unmasking(), tally.confirmed()) for tally in tallies]
-        outcome.stages["confirmed"] = sum(len(numbers) for _, _, numbers in able)
-        unmasking_of = {number: unmasking for _, unmasking, numbers in able for number in numbers}
+    def _unmask(self, opening: Opening, round_number: int, ahead: Preparation | None, outcome: Collected) -> None:
+        """4 UNMASK: shares come in, of the groups in which somebody fell silent."""
+        tally_of = {number: tally for tally in opening if not tally.everyone for number in tally.confirmed()}
         letters = {
-            number: (QUERY_UNMASK, stage_record(tally.unmask_task(number)))
-            for tally, _, numbers in able
-            for number in numbers
+            number: (QUERY_UNMASK, stage_record(tally.unmask_task(number))) for number, tally in tally_of.items()
         }
-        self.journal.begin(round_number, [unmasking for _, unmasking, _ in able])
-        answered = 0
+        self.journal.begin(round_number, list(opening.values()), after=any(tally.everyone for tally in opening))
 
         def take(number: int, content: RecordDict) -> None:
-            nonlocal answered
-            revealed = stage_of(Revealed, content)
-            unmasking_of[number].add(number, revealed)
-            self.journal.add(number, revealed)
-            answered += 1
+            self._take_shares(number, stage_of(Revealed, content), opening[tally_of[number]], outcome)
 
         self._exchange(letters, "unmask", round_number, ahead, outcome, take)
-        outcome.stages["unmasked"] = answered
-        for _, unmasking, _ in able:
-            self._strip(unmasking, outcome)
+
+    def _take_shares(self, number: int, revealed: Revealed, unmasking: Unmasking, outcome: Collected) -> None:
+        unmasking.add(number, revealed)
+        self.journal.add(number, revealed)
+        outcome.stages["unmasked"] = outcome.stages.get("unmasked", 0) + 1
 
     def _strip(self, unmasking: Unmasking, outcome: Collected) -> None:
         try:
@@ -304,6 +316,13 @@ class SecureAggregator:
             number = number_of[node]
             where = stage if stage == "prepare" or number in letters else "next round"
             outcome.failures.setdefault(self.roster.member(number).name, f"{where}: {reason}")
+
+
+def _type_of(work: Work) -> str:
+    """Returns the type of message that asks for a masked contribution of a kind."""
+    if isinstance(work, HistogramTask):
+        return QUERY_HISTOGRAM
+    return QUERY_MASK if isinstance(work, StatisticsTask) else TRAIN_MASK
 
 
 def _those(tallies: list[Tally], act: Callable[[Tally], object], outcome: Collected) -> list[Tally]:

@@ -18,8 +18,8 @@ from rich.table import Table
 from common.config import Config, load_config
 from common.errors import ConfigError
 from common.noise_shares import noise_shares
-from common.privacy.accountants import prv_error
-from common.privacy.accounting import AGREEMENT, composed_epsilon, rounded_up
+from common.privacy.accountants import Composition, prv_error
+from common.privacy.accounting import AGREEMENT, composed_epsilon, merge, rounded_up
 from common.privacy.mixture import user_epsilon
 from common.privacy.plan import (
     NEAR_THE_BEST,
@@ -34,6 +34,7 @@ from common.privacy.plan import (
 )
 from common.privacy.views import VIEWS, bounds_of, bounds_with_noise, noise_left
 from common.runfolder import RunFolder, jsonable, write_json
+from common.schedule import statistics_cost, with_statistics_noise
 from common.secagg.parameters import RING
 from simulations.budget_plot import write_budget_plot
 from simulations.sizes import busiest, declared_users, trained_parameters
@@ -76,6 +77,11 @@ def _read(arguments: argparse.Namespace) -> tuple[Config, Path]:
     config = load_config(path, arguments.set)
     if config.privacy.mode == "none":
         raise ConfigError('privacy.mode = "none": there is no budget to plan; --set privacy.mode=local, or distributed')
+    if config.privacy.mode == "label":
+        raise ConfigError(
+            'privacy.mode = "label": there is no budget to plan: labels are flipped once, and every round after is'
+            " free; choose privacy.label_epsilon, or --set privacy.mode=local, or distributed"
+        )
     return config, path.parent
 
 
@@ -83,6 +89,9 @@ def make_setting(config: Config, users: Sequence[int], parameters: int) -> Setti
     """Returns what all choices share: whose users are behind one noised sum, and how many sums are averaged."""
     privacy, cohort = config.privacy, config.round.partners_per_round or config.data.partners
     common = {"epsilon": privacy.epsilon, "delta": privacy.delta, "parameters": parameters}
+    if config.model.item_rates == "private":
+        noise = with_statistics_noise(config).privacy.statistics_noise_multiplier
+        common |= {"statistics_noise": noise or 0.0, "statistics_every": privacy.statistics_every}
     if privacy.mode == "distributed":
         # Shares are sized for the fewest that can be left, so a full cohort's sum has more noise than is accounted.
         shares = noise_shares(config)
@@ -152,11 +161,10 @@ def _in_full(config: Config, choice: Choice, second_opinion: bool) -> dict[str, 
     """Returns one choice with what each adversary learns, and the second accountant's epsilon where it is wanted."""
     privacy = config.privacy
     found: dict[str, Any] = asdict(choice) | {"clip": privacy.clip, "views": _views(config, choice)}
+    composition = merge([(choice.sampling_rate, choice.noise_multiplier, choice.steps), *_statistics(config, choice)])
     if privacy.unit == "impression":
-        composition = ((choice.sampling_rate, choice.noise_multiplier, choice.steps),)
         found["user_epsilon"] = user_epsilon(composition, privacy.max_impressions_per_user, privacy.delta)
     if second_opinion:
-        composition = ((choice.sampling_rate, choice.noise_multiplier, choice.steps),)
         second = composed_epsilon(composition, privacy.delta, "prv")
         error = prv_error(composition, privacy.delta)
         agree = abs(second - choice.epsilons[-1]) <= AGREEMENT + error
@@ -166,13 +174,18 @@ def _in_full(config: Config, choice: Choice, second_opinion: bool) -> dict[str, 
 
 def _views(config: Config, choice: Choice) -> dict[str, float]:
     """Returns the epsilon of the whole run by who learns."""
-    rate, steps, shares = choice.sampling_rate, choice.steps, noise_shares(config)
+    shares = noise_shares(config)
+    groups = [(choice.sampling_rate, choice.noise_multiplier, choice.steps), *_statistics(config, choice)]
     return {
         view: composed_epsilon(
-            ((rate, noise_left(choice.noise_multiplier, shares, view), steps),), config.privacy.delta
+            merge((rate, noise_left(noise, shares, view), steps) for rate, noise, steps in groups), config.privacy.delta
         )
         for view in VIEWS
     }
+
+
+def _statistics(config: Config, choice: Choice) -> Composition:
+    return statistics_cost(with_statistics_noise(config), choice.rounds)
 
 
 def _configured(config: Config, asked: Choice) -> dict[str, Any] | None:
@@ -247,6 +260,7 @@ def _closing(result: dict[str, Any]) -> list[str]:
         f" {best['noise_multiplier']:.3f}, clip {best['clip']:g}: the least used within"
         f" {100 * (1 - NEAR_THE_BEST):.0f} % of the largest progress over noise, {_times(asked, best)}. The clip"
         " changes no epsilon: choose it on public or generated data.",
+        *_of_statistics(result["setting"]),
     ]
     for name, one in (("Asked", asked), ("Recommended", best)):
         lines += _adversaries(name, one) if result["setting"]["mode"] == "distributed" else []
@@ -273,6 +287,17 @@ def _closing(result: dict[str, Any]) -> list[str]:
     if "second_opinion" not in best:
         lines.append("Accounted by PLD alone; --second-opinion asks PRV too (it loads torch).")
     return lines
+
+
+def _of_statistics(setting: dict[str, Any]) -> list[str]:
+    noise, every = setting["statistics_noise"], setting["statistics_every"]
+    if not noise:
+        return []
+    often = f"before round 1 and every {every} rounds after" if every else "once, before round 1"
+    return [
+        f"Private statistics are released {often}, with noise multiplier {noise:g}; epsilons are of both together (in"
+        " lines that are neither asked nor recommended, to a few parts in a thousand)."
+    ]
 
 
 def _times(asked: dict[str, Any], best: dict[str, Any]) -> str:

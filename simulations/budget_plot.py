@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from common.privacy.plan import Choice, Setting
+from common.privacy.plan import Choice, Setting, with_statistics
 from common.privacy.quick import quick_epsilon
 from common.runfolder import write_atomically
 
@@ -63,8 +63,12 @@ def _course(setting: Setting, choice: Choice, name: str) -> Any:
     """Returns epsilon over the rounds of one choice, as if steps came evenly."""
     shares = [point / _POINTS for point in range(_POINTS + 1)]
     steps = [round(share * choice.steps) for share in shares]
-    spent = [
+    trained = [
         quick_epsilon(choice.noise_multiplier, choice.sampling_rate, count, setting.delta) if count else 0.0
         for count in steps
+    ]
+    spent = [
+        with_statistics(epsilon, setting.delta, setting.statistics(round(share * choice.rounds)))
+        for share, epsilon in zip(shares, trained, strict=True)
     ]
     return go.Scatter(x=[share * choice.rounds for share in shares], y=spent, name=f"epsilon, {name}", mode="lines")

@@ -4,9 +4,11 @@
 |---|---|---|
 | base_rate | the training rows' click rate for every row | no |
 | item_popularity | the item's shrunk click rate | no |
+| private_item_popularity | the same from the run's private statistics, where it has any | yes |
 | own_recent_rate | the user's own last ten labels, shrunk to the prior; nothing is trained | yes |
 | logistic_regression | pooled, on the model's own features and 32 components of the text states | no |
 | logistic_regression_item_means | the same with exact item means | no |
+| logistic_regression_private_item_rates | the same with the run's private statistics, where it has any | no |
 | local_only | the same model, each partner alone; each row is scored by its own partner's model | no |
 | pooled | the same model on the union | no |
 
@@ -30,6 +32,8 @@ from client.training import DpStep, Randomness, train_privately
 from common.bootstrap import paired_difference
 from common.config import Config, ModelConfig
 from common.features import ItemCounts, UserRows, count_items, dense_names, featurise
+from common.itemrates import ItemRates, parse_release
+from common.lineage import STATISTICS
 from common.messages import TrainingPlan
 from common.metrics import evaluate_scores
 from common.model.click_model import build_model
@@ -57,6 +61,7 @@ class Logs:
     heldout: HeldOut
     states: TextStates
     item_counts: ItemCounts
+    item_rates: ItemRates | None = None  # of the private statistics that the final model goes with
 
     @property
     def evaluated(self) -> pd.DataFrame:
@@ -73,14 +78,16 @@ def load_logs(config: Config, folder: RunFolder) -> Logs:
         parts.append(rows.assign(partner=number))
     training = pd.concat(parts).sort_values(["user", "time"], kind="stable").reset_index(drop=True)
     counts = count_items(training)
-    used = counts if config.model.item_rates == "exact" else None
+    used, released = counts if config.model.item_rates == "exact" else None, folder.model / STATISTICS
+    rates = ItemRates(parse_release(released.read_bytes())) if released.exists() else None
     return Logs(
         config=config,
         training=training,
         central=pd.read_parquet(folder.central),
-        heldout=load_heldout(folder.central, config.model, pretrained, used),
+        heldout=load_heldout(folder.central, config.model, pretrained, used, rates),
         states=TextStates(pretrained, config.model.max_tokens, default_cache_dir(config.model.cache)),
         item_counts=counts,
+        item_rates=rates,
     )
 
 
@@ -93,8 +100,7 @@ def compute_floors(config: Config, folder: RunFolder, say: Callable[[str], None]
     floors: dict[str, dict[str, Any]] = {}
     for name in config.server.floors:
         for label, (score_N, note) in _FLOORS[name](logs, say).items():
-            # A user's own past rate is computed where the user is, and reveals nothing of anybody else.
-            floors[label] = _figures(logs, score_N, model_N) | {"private": label == "own_recent_rate", "note": note}
+            floors[label] = _figures(logs, score_N, model_N) | {"private": label in _PRIVATE, "note": note}
     return floors
 
 
@@ -111,6 +117,8 @@ def _figures(logs: Logs, score_N: Scores, model_N: Scores) -> dict[str, Any]:
 
 
 Floor = dict[str, tuple[Scores, str]]
+# A user's own past rate is computed where the user is, and reveals nothing of anybody else.
+_PRIVATE = ("own_recent_rate", "private_item_popularity")
 
 
 def _base_rate(logs: Logs, _say: Callable[[str], None]) -> Floor:
@@ -122,7 +130,11 @@ def _item_popularity(logs: Logs, _say: Callable[[str], None]) -> Floor:
     rate = float(logs.training["clicked"].mean())
     count_N2 = np.array([logs.item_counts.get(item, (0.0, 0.0)) for item in logs.evaluated["item"]]).reshape(-1, 2)
     score_N = (count_N2[:, 0] + _ITEM_STRENGTH * rate) / (count_N2[:, 1] + _ITEM_STRENGTH)
-    return {"item_popularity": (score_N, "exact item means over all partners' training rows")}
+    floor: Floor = {"item_popularity": (score_N, "exact item means over all partners' training rows")}
+    if logs.item_rates is not None:
+        note = "the run's private statistics, in the partners' ledgers already"
+        floor["private_item_popularity"] = (logs.item_rates.rates(logs.evaluated), note)
+    return floor
 
 
 def _own_recent_rate(logs: Logs, _say: Callable[[str], None]) -> Floor:
@@ -142,18 +154,20 @@ def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
     text = PCA(components, svd_solver="randomized", random_state=0).fit(train_states_NE)
     note = f"pooled, not private; own past rates, context, {components} text components"
     floors: Floor = {}
-    kinds: tuple[tuple[str, Literal["none", "exact"]], ...] = (
-        ("logistic_regression", "none"),
-        ("logistic_regression_item_means", "exact"),
-    )
-    for label, item_rates in kinds:
+    kinds: list[tuple[str, Literal["none", "exact", "private"], str]] = [
+        ("logistic_regression", "none", ""),
+        ("logistic_regression_item_means", "exact", ", exact item means"),
+    ]
+    if logs.item_rates is not None:
+        kinds.append(("logistic_regression_private_item_rates", "private", ", private item rates"))
+    for label, item_rates, added in kinds:
         model = replace(logs.config.model, item_rates=item_rates)
         train_NF = _dense(logs, train, model, np.ones(len(train), bool)).dense_NF
         test_NF = _dense(logs, test, model, ~test_N).dense_NF[test_N]
         regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         regression.fit(np.hstack([train_NF, text.transform(train_states_NE)]), train["clicked"])
         score_N = regression.predict_proba(np.hstack([test_NF, text.transform(test_states_NE)]))[:, 1]
-        floors[label] = (score_N, note + (", exact item means" if item_rates == "exact" else ""))
+        floors[label] = (score_N, note + added)
     return floors
 
 
@@ -165,7 +179,15 @@ def _row_states(logs: Logs, rows: pd.DataFrame) -> NDArray[np.float32]:
 def _dense(logs: Logs, rows: pd.DataFrame, model: ModelConfig, in_counts_N: NDArray[np.bool_]) -> UserRows:
     encoded = logs.states.states(list(rows["text"]))
     counts = logs.item_counts if model.item_rates == "exact" else None
-    return featurise(rows, encoded.index_N, encoded.states_TE, model, item_counts=counts, own_rows_N=in_counts_N)
+    return featurise(
+        rows,
+        encoded.index_N,
+        encoded.states_TE,
+        model,
+        item_counts=counts,
+        item_rates=logs.item_rates,
+        own_rows_N=in_counts_N,
+    )
 
 
 def _pooled(logs: Logs, say: Callable[[str], None]) -> Floor:

@@ -42,7 +42,8 @@ class PreloadedWorker(Worker):
         self._store = store
 
     def _load(self) -> UserRows:
-        if self._known_counts() is not None or self.erased.mark():  # told anew in each run; or not all of the log
+        told = self._known_counts() is not None or self._known_release() is not None
+        if told or self.erased.mark():  # told anew in each run; or not all of the log
             return super()._load()
         clicks, card = _sha256(self.config.clicks), _sha256(self.config.card)
         return self._store.features((clicks, card, self._pretrained.fingerprint, self.config.model), super()._load)

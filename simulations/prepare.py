@@ -99,8 +99,13 @@ def _write(config: Config, folder: RunFolder, data: RunData) -> None:
     write_signing_key(folder, len(data.declared_users))
     write_central(logs.central, folder.central)
     if config.model.item_rates != "none":
-        items = sorted(set(logs.central["item"]).union(*(part["item"] for part in logs.training)))
-        write_json(folder.root / "catalogue.json", items)
+        write_json(folder.catalogue, _catalogue([logs.central, *logs.training]))
+
+
+def _catalogue(logs: Sequence[pd.DataFrame]) -> dict[str, str]:
+    """Returns item -> domain, as an operator's public catalogue says; a simulation has none but in its logs."""
+    listed = pd.concat([rows[["item", "domain"]] for rows in logs]).drop_duplicates()
+    return {str(item): str(domain) for item, domain in listed.groupby("item")["domain"].min().items()}
 
 
 def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.DataFrame, users: int) -> None:

@@ -108,9 +108,8 @@ class LiveProgress(logging.Handler):
             low, high = fact.get("intervals", {}).get("auc", (None, None))
             parts.append(f"AUC {fact['auc']:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else ""))
         epsilon, privacy = planned_epsilon(self.config, fact["round"]), self.config.privacy
+        unit = "label" if privacy.mode == "label" else privacy.unit
         parts.append(
-            "no privacy"
-            if epsilon is None
-            else f"epsilon {rounded_up(epsilon)} per {privacy.unit}, delta {privacy.delta:g}"
+            "no privacy" if epsilon is None else f"epsilon {rounded_up(epsilon)} per {unit}, delta {privacy.delta:g}"
         )
         return "  ".join(parts)

@@ -106,7 +106,7 @@ def _simulate(
     metrics |= {"title": config.output.title, "floors": floors, "privacy": privacy}
     _add_epsilon(config, folder, metrics)
     metrics["data"] = prepared["data"]
-    if config.privacy.mode != "none":
+    if config.privacy.noised:
         size = num_parameters(folder.model)
         metrics["privacy"]["more_users"] = more_users(config, size, prepared["data"]["users_per_partner"])
     metrics["timings"] = (
@@ -254,7 +254,10 @@ def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 
-SHORT = {"logistic_regression_item_means": "LR with item means"}
+SHORT = {
+    "logistic_regression_item_means": "LR with item means",
+    "logistic_regression_private_item_rates": "LR with private statistics",
+}
 
 
 def summary_table(metrics: dict[str, Any]) -> Table:
@@ -262,9 +265,9 @@ def summary_table(metrics: dict[str, Any]) -> Table:
     table = Table(title=f"{escape(metrics['title'])}: the final model beside its floors", box=SIMPLE_HEAD)
     for column in ("", "AUC", "95 % interval", "log loss", "NE", "private"):
         table.add_column(column, justify="left" if column in ("", "private") else "right", no_wrap=True)
-    private = "no" if metrics["privacy"]["mode"] == "none" else "yes"
+    private = {"none": "no", "label": "labels"}.get(metrics["privacy"]["mode"], "yes")
     if metrics["privacy"].get("fixed_seed"):
-        private = "seeded"  # whoever knows the seed can remove the noise
+        private = "labels, seeded" if private == "labels" else "seeded"  # whoever knows the seed can remove the noise
     lines = {"this model": metrics["final"]} | metrics["floors"]
     for name, line in sorted(lines.items(), key=lambda item: -(item[1]["auc"] or 0)):
         low, high = line.get("intervals", {}).get("auc", (None, None))

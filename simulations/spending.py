@@ -1,22 +1,21 @@
 """What a run has spent of its partners' privacy: derived from their ledgers, never from what the server says."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from client.partner import load_partner
 from common.config import Config
 from common.errors import LedgerError
 from common.noise_shares import noise_shares
-from common.privacy.accounting import composed_epsilon, epsilon
-from common.privacy.calibrate import noise_within
+from common.privacy.accounting import composed_epsilon, epsilon, merge
 from common.privacy.events import DpEvent
+from common.privacy.labels import label_epsilon
 from common.privacy.ledger import Ledger
 from common.privacy.mixture import by_rows
 from common.privacy.plan import wrap_probability
 from common.privacy.statement import privacy_statement
-from common.privacy.views import bounds_with_noise
 from common.runfolder import RunFolder, partner_name
+from common.schedule import first_round, number_of_release, statistics_cost, with_calibrated_noise
 from common.secagg.parameters import RING
 from simulations.sizes import busiest
 
@@ -24,23 +23,30 @@ ASSUMPTION = (
     "No person is a user of two partners: then every person is protected by one partner's epsilon. A person who is a"
     " user of several partners is protected by the sum of theirs."
 )
+LABEL_ASSUMPTION = (
+    "No row is in the logs of two partners: then every click label is protected by one partner's epsilon. A label that"
+    " is in several is protected by the sum of theirs."
+)
 PLAIN_NOTE = "Aggregation is plain: the server sees each partner's update for the moment in which it adds it."
 NOISED_NOTE = (
     " In local mode the update is already noised by its partner, so the epsilon holds against the server as well."
 )
 EXACT_NOTE = " Updates carry no noise: the server sees each exact update."
+LABEL_NOTE = (
+    " An update is made of flipped labels, so the epsilon of a label holds against the server as well; of everything"
+    " else in a row the server may learn what an exact update tells."
+)
+_PLAIN_NOTES = {"none": EXACT_NOTE, "label": LABEL_NOTE, "local": NOISED_NOTE, "distributed": NOISED_NOTE}
 
 
 def aggregation_note(config: Config) -> str:
     """Returns, in words, what the server learns of single updates."""
     if config.aggregation.method == "plain":
-        return PLAIN_NOTE + (EXACT_NOTE if config.privacy.mode == "none" else NOISED_NOTE)
+        return PLAIN_NOTE + _PLAIN_NOTES[config.privacy.mode]
     colluders = config.aggregation.colluders
     helpers = f", and up to {colluders} of the partners help it" if colluders else ""
     summed = "of each group of partners" if config.aggregation.groups > 1 else "of the partners"
-    exact = (
-        " These sums are exact: sums over different partners may be compared." if config.privacy.mode == "none" else ""
-    )
+    exact = "" if config.privacy.noised else " These sums are exact: sums over different partners may be compared."
     return (
         f"Aggregation is secure: the server learns the sum {summed} that took part in a round and no single update,"
         f" also if it lies{helpers}.{exact}"
@@ -50,27 +56,21 @@ def aggregation_note(config: Config) -> str:
 def with_noise(config: Config) -> Config:
     """Returns the configuration with the least noise that keeps its bounds over the busiest partner's steps.
 
-    These are `epsilon`, and `epsilon_partner` and `epsilon_broken` where they are set. A configuration that names its
-    noise multiplier is returned as it is.
+    These are `epsilon`, and `epsilon_partner` and `epsilon_broken` where they are set. Noise that a configuration names
+    stays as it is.
     """
-    privacy, rounds = config.privacy, config.round
-    if privacy.mode == "none" or privacy.noise_multiplier is not None:
-        return config
-    steps = busiest(config)[-1] * rounds.local_steps
-    bounds = bounds_with_noise(privacy, noise_shares(config))
-    noise = noise_within(bounds, privacy.delta, privacy.sampling_rate, steps)
-    return replace(config, privacy=replace(privacy, noise_multiplier=noise))
+    return with_calibrated_noise(config, busiest(config)[-1] * config.round.local_steps)
 
 
 def planned_epsilon(config: Config, rounds: int) -> float | None:
     """Returns the epsilon of the busiest partner after so many rounds; None without privacy."""
     privacy, taken = config.privacy, busiest(config)[rounds]
+    if privacy.mode == "label":
+        return label_epsilon((privacy.flip_probability,), privacy.delta) if taken else 0.0
     if privacy.mode == "none" or privacy.noise_multiplier is None:
         return None
-    if taken == 0:
-        return 0.0
-    steps = taken * config.round.local_steps
-    return composed_epsilon(((privacy.sampling_rate, privacy.noise_multiplier, steps),), privacy.delta)
+    steps = (privacy.sampling_rate, privacy.noise_multiplier, taken * config.round.local_steps)
+    return composed_epsilon(merge([steps, *statistics_cost(config, rounds)]), privacy.delta)
 
 
 def read_ledgers(config: Config, folder: RunFolder) -> dict[str, list[DpEvent]]:
@@ -139,16 +139,33 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
         "wrap_probability": _wraps(config, folder),
         "sentence": statement.sentence(),
         "fixed_seed": statement.fixed_seed,
-        "noise_multiplier": privacy.noise_multiplier,
-        "sampling_rate": privacy.sampling_rate,
-        "clip": privacy.clip,
+        "noise_multiplier": privacy.noise_multiplier if privacy.noised else None,
+        "sampling_rate": privacy.sampling_rate if privacy.noised else None,
+        "clip": privacy.clip if privacy.noised else None,
+        "impressions": statement.impressions,
+        "flip_probability": None if privacy.noised else privacy.flip_probability,
+        "not_protected": statement.not_protected,
+        "statistics": _statistics(config, worst),
         "steps": statement.steps,
         "budget": privacy.epsilon,
         "period_days": privacy.period_days,
-        "assumption": ASSUMPTION,
+        "assumption": LABEL_ASSUMPTION if privacy.mode == "label" else ASSUMPTION,
         "aggregation": config.aggregation.method,
         "aggregation_note": aggregation_note(config),
         "partners": _per_partner(spent, privacy.delta),
+    }
+
+
+def _statistics(config: Config, events: Sequence[DpEvent]) -> dict[str, Any] | None:
+    """Returns what the private statistics of a ledger cost by themselves; None where there are none."""
+    released = [event for event in events if event.purpose == "statistics"]
+    if not released:
+        return None
+    return {
+        "releases": len(released),
+        "epsilon": epsilon(released, config.privacy.delta),
+        "noise_multiplier": config.privacy.statistics_noise_multiplier,
+        "clip": config.privacy.statistics_clip,
     }
 
 
@@ -174,11 +191,19 @@ def spent_by_round(config: Config, folder: RunFolder, rounds: Sequence[int], run
     spent = read_ledgers(config, folder).values()
     return [
         max(
-            epsilon([event for event in events if event.run_id != run_id or event.round <= last], config.privacy.delta)
+            epsilon([event for event in events if _released_by(config, event, run_id, last)], config.privacy.delta)
             for events in spent
         )
         for last in rounds
     ]
+
+
+def _released_by(config: Config, event: DpEvent, run_id: str, last: int) -> bool:
+    """Returns whether a release was made up to and with a round of a run; those of other runs may have been."""
+    statistics = number_of_release(run_id, event.run_id)
+    if statistics is not None:
+        return first_round(config, statistics) <= last
+    return event.run_id != run_id or event.round <= last
 
 
 def _per_partner(spent: dict[str, list[DpEvent]], delta: float) -> dict[str, dict[str, Any]]:
@@ -189,5 +214,5 @@ def _one_partner(events: Sequence[DpEvent], delta: float) -> dict[str, Any]:
     return {
         "epsilon": epsilon(events, delta),
         "steps": sum(event.steps for event in events),
-        "rounds": len({(event.run_id, event.round) for event in events}),
+        "rounds": len({(event.run_id, event.round) for event in events if event.purpose == "training"}),
     }

@@ -48,6 +48,8 @@ NOTHING = Bound(math.inf, 1.0)
 
 def stated(policy: PrivacyConfig) -> Stated:
     """Returns what a policy bounds, by who learns; in local mode all learn the same, and the least bound holds."""
+    if policy.mode == "label":  # labels are bounded and users are not: to the other partner, as without privacy
+        return Stated("none", policy.unit, policy.delta, policy.period_days)
     bounds = bounds_of(policy) if policy.mode != "none" else {}
     if policy.mode == "local":
         bounds = dict.fromkeys(VIEWS, min(bounds.values()))

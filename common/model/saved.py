@@ -13,7 +13,8 @@ from safetensors.numpy import load
 
 from common.config import STRICT, ModelConfig
 from common.errors import ModelError
-from common.lineage import PARAMETERS, SETTINGS, Lineage
+from common.itemrates import ItemRates, parse_release
+from common.lineage import PARAMETERS, SETTINGS, STATISTICS, Lineage
 from common.model.click_model import ClickModel, build_model
 from common.pretrained import Pretrained
 from common.vector import layout_fingerprint
@@ -56,6 +57,19 @@ def load_model(files: Mapping[str, bytes], lineage: Lineage) -> tuple[ClickModel
         raise ModelError(f"{PARAMETERS}: parameters that are not finite float32")
     model.load_state_dict({name: torch.from_numpy(values.copy()) for name, values in found.items()})
     return model, settings.model
+
+
+def load_item_rates(files: Mapping[str, bytes], config: ModelConfig) -> ItemRates | None:
+    """Returns what the private statistics say that the model's features are made with; None where it has none.
+
+    Raises:
+        ModelError: where they cannot be read, or the model does not use any.
+    """
+    if STATISTICS not in files:
+        return None
+    if config.item_rates != "private":
+        raise ModelError(f'{STATISTICS}: beside a model of item_rates = "{config.item_rates}"')
+    return ItemRates(parse_release(files[STATISTICS]))
 
 
 def _settings(data: bytes) -> Settings:

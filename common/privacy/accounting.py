@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from common.errors import ConfigError
+from common.privacy import labels
 from common.privacy.accountants import Composition, Group, pld_epsilon, prv_epsilon, rdp_epsilon
 from common.privacy.events import DpEvent, Unit
 
@@ -29,7 +30,7 @@ AGREEMENT = 0.05  # accountants further apart than this, beyond the second's own
 
 
 def epsilon(events: Iterable[DpEvent], delta: float, accountant: Accountant = "pld") -> float:
-    """Returns the epsilon of all events together, add-or-remove-one adjacency.
+    """Returns the epsilon of all events together, add-or-remove-one adjacency; of labels, replace-one by PLD alone.
 
     Formal guarantees:
         - no events: 0; any event without noise: infinity;
@@ -55,7 +56,12 @@ def epsilon(events: Iterable[DpEvent], delta: float, accountant: Accountant = "p
     if any(event.mechanism == "none" for event in kept):
         _check(delta, accountant)
         return math.inf
-    unit_of(kept)
+    if unit_of(kept) == "label":
+        _check(delta, accountant)
+        if accountant != "pld":
+            raise ConfigError(f'accountant = "{accountant}": knows no randomised response; use "pld"')
+        found = labels.label_epsilon(labels.flips_of(kept), delta)
+        return found if found <= MAX_EPSILON else math.inf
     return composed_epsilon(compose(kept), delta, accountant)
 
 

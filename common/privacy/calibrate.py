@@ -23,11 +23,11 @@ Quick = Callable[[float, float, float, int], float]
 
 
 @lru_cache(maxsize=256)
-def calibrate_noise(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+def calibrate_noise(epsilon: float, delta: float, sampling_rate: float, steps: int, already: Composition = ()) -> float:
     """Returns the least noise multiplier, rounded up to three decimals, whose epsilon is at most the wished one.
 
     Formal guarantees:
-        - the epsilon (PLD) of `steps` steps with the returned noise is at most `epsilon`;
+        - the epsilon (PLD) of `steps` steps with the returned noise, and of `already`, is at most `epsilon`;
         - with .001 less it is over `epsilon`, unless the answer is `MIN_CALIBRATED_NOISE`.
 
     Args:
@@ -35,16 +35,24 @@ def calibrate_noise(epsilon: float, delta: float, sampling_rate: float, steps: i
         delta: probability with which it may fail.
         sampling_rate: probability with which each unit joins each step, in (0, 1].
         steps: noised steps over all rounds, >= 1.
+        already: what the same epsilon has to hold beside them, canonical.
 
     Raises:
-        ConfigError: for values out of range, and where more noise than `MAX_CALIBRATED_NOISE` would be needed.
+        ConfigError: for values out of range, where more noise than `MAX_CALIBRATED_NOISE` would be needed, and where
+            what is there already leaves nothing.
     """
     _check(epsilon, sampling_rate, steps)
 
     def cost(noise_multiplier: float) -> float:
-        return composed_epsilon(((sampling_rate, noise_multiplier, steps),), delta)
+        return composed_epsilon(merge([*already, (sampling_rate, noise_multiplier, steps)]), delta)
 
     if cost(MAX_CALIBRATED_NOISE) > epsilon:
+        if already and (spent := composed_epsilon(already, delta)) > 0:
+            raise ConfigError(
+                f"epsilon = {epsilon:g} at delta {delta:g}: the statistics alone cost {spent:.4g}, which leaves too"
+                f" little for {steps} steps at sampling rate {sampling_rate:g}; lower privacy.statistics_epsilon (or"
+                " raise privacy.statistics_noise_multiplier), or raise the epsilon"
+            )
         raise ConfigError(
             f"epsilon = {epsilon:g} at delta {delta:g} with {steps} steps at sampling rate {sampling_rate:g} needs a"
             f" noise multiplier over {MAX_CALIBRATED_NOISE:g}; raise epsilon or delta, or take fewer steps or a smaller"
@@ -61,7 +69,13 @@ def calibrate_noise(epsilon: float, delta: float, sampling_rate: float, steps: i
 
 
 def noise_within(
-    bounds: Iterable[Bound], delta: float, sampling_rate: float, steps: int, *, quick: Quick | None = None
+    bounds: Iterable[Bound],
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    *,
+    already: Composition = (),
+    quick: Quick | None = None,
 ) -> float:
     """Returns the least noise multiplier, rounded up to three decimals, that keeps every bound; as `calibrate_noise`.
 
@@ -70,13 +84,18 @@ def noise_within(
         delta: probability with which each may fail.
         sampling_rate: of units, in (0, 1].
         steps: over all rounds.
+        already: what every bound has to hold beside them, with its whole noise; whoever is bounded sees the same part
+            of it.
         quick: what stands in for `calibrate_noise`, where many answers are wanted in little time.
     """
-    least = quick or calibrate_noise
-    return max(
-        math.ceil(least(epsilon, delta, sampling_rate, steps) / left * _PER_UNIT - 1e-9) / _PER_UNIT
-        for epsilon, left in bounds
-    )
+
+    def least(epsilon: float, left: float) -> float:
+        if quick:
+            return quick(epsilon, delta, sampling_rate, steps)
+        seen = merge((rate, noise * left, count) for rate, noise, count in already)
+        return calibrate_noise(epsilon, delta, sampling_rate, steps, seen)
+
+    return max(math.ceil(least(epsilon, left) / left * _PER_UNIT - 1e-9) / _PER_UNIT for epsilon, left in bounds)
 
 
 def affordable_steps(

@@ -5,25 +5,34 @@ that a better accountant, another delta or a longer history needs no change to w
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from common.errors import ConfigError
 
-EVENT_VERSION = 3
+EVENT_VERSION = 5
+_NO_LABELS: dict[str, Any] = {"flip_probability": 0.0, "labels": ""}
 # What an older version did not know, and what it meant by that.
-_MEANT_BY: dict[int, dict[str, Any]] = {1: {"shares": 1, "impressions": 1}, 2: {"impressions": 1}, EVENT_VERSION: {}}
+_MEANT_BY: dict[int, dict[str, Any]] = {
+    1: {"shares": 1, "impressions": 1, **_NO_LABELS},
+    2: {"impressions": 1, **_NO_LABELS},
+    3: _NO_LABELS,  # Skellam noise in mode "distributed" only
+    4: _NO_LABELS,
+    EVENT_VERSION: {},
+}
+_FIRST_WITH_IMPRESSIONS, _FIRST_WITH_WHOLE_SKELLAM = 3, 4
 MAX_STEPS = 10_000_000  # more than any training; it keeps one absurd event from stalling the accountants
 MAX_NOISE_MULTIPLIER = 1e6
 MAX_NAME_LENGTH = 200
 MAX_IMPRESSIONS = 100_000  # of one user
 
 Purpose = Literal["training", "statistics", "evaluation"]
-Mechanism = Literal["poisson_gaussian", "poisson_skellam", "none"]
-Unit = Literal["user", "impression"]
-Adjacency = Literal["add_remove"]
-Mode = Literal["local", "distributed", "none"]
+Mechanism = Literal["poisson_gaussian", "poisson_skellam", "randomised_response", "none"]
+Unit = Literal["user", "impression", "label"]
+Adjacency = Literal["add_remove", "replace_label"]
+Mode = Literal["local", "distributed", "label", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +45,29 @@ class DpEvent:
         attempt: number of the attempt at that round, >= 0.
         purpose: what the release is for.
         mechanism: "poisson_gaussian" = Poisson-sampled units, clipped, summed, Gaussian noise added;
-            "poisson_skellam" = the same in whole numbers, with this partner's share of Skellam noise; "none" =
-            released without noise, which has no finite epsilon.
+            "poisson_skellam" = the same in whole numbers, with Skellam noise: this partner's share of it in mode
+            "distributed", the whole of it in mode "local"; "randomised_response" = every click label was flipped with
+            `flip_probability`, once, and everything else is made of the flipped ones; "none" = released without noise,
+            which has no finite epsilon.
         unit: whose data one clipped gradient holds: all sampled rows of a user, or one training row (an impression
-            with the features made of its user's earlier rows).
-        adjacency: which data sets count as neighbours.
-        noise_multiplier: standard deviation of the noise over `clip`, > 0; 0 where mechanism is "none". In mode
+            with the features made of its user's earlier rows); "label" = the click of one row, and nothing else of it.
+        adjacency: which data sets count as neighbours: "add_remove" of one unit, or, of labels, "replace_label": the
+            click of one row has the other value.
+        noise_multiplier: standard deviation of the noise over `clip`, > 0; 0 where no noise is added to sums. In mode
             "distributed" it is that of all `shares` together, which the secure sum has at least.
         sampling_rate: probability with which each unit joins each step, independently, in (0, 1].
         steps: noised releases in this event, 1 to `MAX_STEPS`.
-        clip: L2 bound on one unit's contribution to a step, > 0; mechanism "none" may also say 0, for unclipped.
+        clip: L2 bound on one unit's contribution to a step, > 0; 0 = unclipped, where no noise is added to sums.
         fixed_seed: the noise came from a known seed: whoever knows the seed can remove the noise.
         mode: "local" = each partner adds the full noise itself; "distributed" = this partner added one of `shares`
-            equal parts of it, under secure aggregation; "none" goes with mechanism "none".
+            equal parts of it, under secure aggregation; "label" goes with mechanism "randomised_response", and "none"
+            with mechanism "none".
         shares: honest partners whose parts of the noise are in every sum; 1 unless mode is "distributed".
         impressions: training rows of one user, at most; 1 where the unit is the user.
+        flip_probability: with which each label was flipped, over 0 and under 1/2; 0 where none was.
+        labels: "KEY:GENERATION": a hash of the key that all flips are a function of, and how often labels that were
+            never read before came to those flipped with it. Releases with the same key are made of the same flipped
+            labels, and cost what one of them does. Empty where none was flipped.
 
     Raises:
         ConfigError: for a value of the wrong type, out of range or not finite; one line per field.
@@ -71,6 +88,8 @@ class DpEvent:
     mode: Mode
     shares: int = 1
     impressions: int = 1
+    flip_probability: float = 0.0
+    labels: str = ""
 
     def __post_init__(self) -> None:
         problems = [problem for problem in map(self._problem_with, _FIELDS) if problem] or _contradictions(self)
@@ -96,6 +115,9 @@ class DpEvent:
             return None if fits else _refuse(name, value, f"a number from {low_number:g} to {high_number:g}")
         if name == "fixed_seed":
             return None if isinstance(value, bool) else _refuse(name, value, "true or false")
+        if name == "labels":
+            fits = isinstance(value, str) and _LABELS.fullmatch(value) is not None
+            return None if fits else _refuse(name, value, '"" or 16 hex digits, a colon and a count from 1')
         fits = isinstance(value, str) and 1 <= len(value) <= MAX_NAME_LENGTH and value.isprintable()
         return None if fits else _refuse(name, value, f"1 to {MAX_NAME_LENGTH} printable characters")
 
@@ -118,8 +140,14 @@ class DpEvent:
         meant = _MEANT_BY[version]
         if early := sorted(meant.keys() & record.keys()):
             raise ConfigError(f"event fields: unknown {early} in version {version}")
-        if version < EVENT_VERSION and record.get("unit") != "user":
+        if version < _FIRST_WITH_IMPRESSIONS and record.get("unit") != "user":
             raise ConfigError(f'event.unit = {record.get("unit")!r:.80}: version {version} knows only "user"')
+        whole_skellam = record.get("mechanism") == "poisson_skellam" and record.get("mode") != "distributed"
+        if version < _FIRST_WITH_WHOLE_SKELLAM and whole_skellam:
+            raise ConfigError(
+                f"event.mode = {record.get('mode')!r:.80}: version {version} knows poisson_skellam in mode"
+                ' "distributed" only'
+            )
         record = {**record, **meant}
         names = set(record) - {"version"}
         unknown, missing = sorted(map(str, names - _FIELD_SET)), sorted(_FIELD_SET - names)
@@ -144,7 +172,14 @@ _COUNTS = {
     "shares": (1, 2**16),
     "impressions": (1, MAX_IMPRESSIONS),
 }
-_NUMBERS = {"noise_multiplier": (0.0, MAX_NOISE_MULTIPLIER), "sampling_rate": (0.0, 1.0), "clip": (0.0, 1e12)}
+_NUMBERS = {
+    "noise_multiplier": (0.0, MAX_NOISE_MULTIPLIER),
+    "sampling_rate": (0.0, 1.0),
+    "clip": (0.0, 1e12),
+    "flip_probability": (0.0, 0.5),
+}
+_LABELS = re.compile(r"([0-9a-f]{16}:[1-9][0-9]{0,8})?")
+_OF_LABELS = {"mechanism": "randomised_response", "mode": "label", "unit": "label", "adjacency": "replace_label"}
 
 
 def _contradictions(event: DpEvent) -> list[str]:
@@ -156,12 +191,10 @@ def _contradictions(event: DpEvent) -> list[str]:
         problems.append(
             _refuse("mode", event.mode, f'"none" exactly when mechanism is "none", not {event.mechanism!r}')
         )
-    if (event.mechanism == "poisson_skellam") != (event.mode == "distributed"):
+    if event.mode == "distributed" and event.mechanism != "poisson_skellam":
         problems.append(
             _refuse(
-                "mode",
-                event.mode,
-                f'"distributed" exactly when mechanism is "poisson_skellam", not {event.mechanism!r}',
+                "mode", event.mode, f'"distributed" only where mechanism is "poisson_skellam", not {event.mechanism!r}'
             )
         )
     if (event.shares == 1) == (event.mode == "distributed"):
@@ -179,14 +212,36 @@ def _contradictions(event: DpEvent) -> list[str]:
                 " first would be made from a model with only a share of the noise)",
             )
         )
-    if event.mechanism == "none" and event.noise_multiplier != 0:
-        problems.append(_refuse("noise_multiplier", event.noise_multiplier, '0 where mechanism is "none"'))
-    if event.mechanism != "none" and event.noise_multiplier <= 0:
+    return [*problems, *_contradictions_of_noise(event), *_contradictions_of_labels(event)]
+
+
+def _contradictions_of_noise(event: DpEvent) -> list[str]:
+    noised, problems = event.mechanism.startswith("poisson"), []
+    if not noised and event.noise_multiplier != 0:
+        problems.append(
+            _refuse("noise_multiplier", event.noise_multiplier, f'0 where mechanism is "{event.mechanism}"')
+        )
+    if noised and event.noise_multiplier <= 0:
         problems.append(
             _refuse("noise_multiplier", event.noise_multiplier, 'over 0; without noise say mechanism "none"')
         )
-    if event.mechanism != "none" and event.clip <= 0:
+    if noised and event.clip <= 0:
         problems.append(_refuse("clip", event.clip, "over 0: noise is a multiple of it"))
+    return problems
+
+
+def _contradictions_of_labels(event: DpEvent) -> list[str]:
+    flipped = event.mechanism == "randomised_response"
+    problems = [
+        _refuse(name, getattr(event, name), f"{only!r} exactly when mechanism is 'randomised_response'")
+        for name, only in _OF_LABELS.items()
+        if (getattr(event, name) == only) != flipped
+    ]
+    if flipped != (0 < event.flip_probability < 0.5):
+        bound = "over 0 and under 0.5 exactly when mechanism is 'randomised_response', and else 0"
+        problems.append(_refuse("flip_probability", event.flip_probability, bound))
+    if flipped != bool(event.labels):
+        problems.append(_refuse("labels", event.labels, "there exactly when mechanism is 'randomised_response'"))
     return problems
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from scipy.stats import binom
 
 from common.errors import ConfigError
-from common.privacy.accounting import MIN_DELTA, composed_epsilon
+from common.privacy.accountants import Composition
+from common.privacy.accounting import MIN_DELTA, composed_epsilon, merge
 from common.privacy.calibrate import Bound, noise_within
-from common.privacy.quick import gaussian_noise_multiplier, quick_epsilon, quick_noise
+from common.privacy.quick import gaussian_epsilon, gaussian_noise_multiplier, quick_epsilon, quick_noise
 from common.privacy.skellam import tail_probability
 
 SHARES_OF_A_RUN = (0.25, 0.5, 1.0)  # after which epsilon is shown, and after one round
@@ -38,6 +39,8 @@ class Setting:
         parameters: trained numbers (D).
         extra_noise: noise in a sum over that which is accounted, at least 1: where everybody is there.
         others: further bounds to keep, as (epsilon, part of the noise's deviation that is left for whoever it bounds).
+        statistics_noise: noise multiplier of a release of private statistics, every unit in it; 0 = none is made.
+        statistics_every: rounds between releases; 0 = one, before round 1.
 
     Raises:
         ConfigError: for values out of range; one line per value.
@@ -51,6 +54,13 @@ class Setting:
     parameters: int = 1
     extra_noise: float = 1.0
     others: tuple[Bound, ...] = ()
+    statistics_noise: float = 0.0
+    statistics_every: int = 0
+
+    def statistics(self, rounds: int) -> Composition:
+        """Returns what the statistics of so many rounds release."""
+        count = 1 + (rounds - 1) // self.statistics_every if self.statistics_every else 1
+        return ((1.0, self.statistics_noise, count),) if self.statistics_noise and rounds else ()
 
     @property
     def bounds(self) -> tuple[Bound, ...]:
@@ -115,7 +125,9 @@ def plan_choices(setting: Setting, rates: Sequence[float], courses: Mapping[int,
 
 def _choice(setting: Setting, rate: float, rounds: int, course: Sequence[int]) -> Choice:
     steps = course[rounds]
-    noise = noise_within(setting.bounds, setting.delta, rate, steps, quick=quick_noise)
+    statistics = setting.statistics(rounds)
+    bounds = [(_left_of(epsilon, setting.delta, statistics, left), left) for epsilon, left in setting.bounds]
+    noise = noise_within(bounds, setting.delta, rate, steps, quick=quick_noise)
     return with_noise(
         setting,
         Choice(
@@ -127,7 +139,12 @@ def _choice(setting: Setting, rate: float, rounds: int, course: Sequence[int]) -
             run_noise=0.0,
             efficiency=0.0,
             uses=rate * steps,
-            epsilons=tuple(quick_epsilon(noise, rate, taken, setting.delta) for taken in _stops(rounds, course)),
+            epsilons=tuple(
+                with_statistics(
+                    quick_epsilon(noise, rate, taken, setting.delta), setting.delta, setting.statistics(done)
+                )
+                for done, taken in _stops(rounds, course)
+            ),
         ),
         noise,
     )
@@ -146,8 +163,41 @@ def with_noise(setting: Setting, choice: Choice, noise: float) -> Choice:
     )
 
 
-def _stops(rounds: int, course: Sequence[int]) -> list[int]:
-    return [course[1], *(course[max(1, math.ceil(share * rounds))] for share in SHARES_OF_A_RUN)]
+def _left_of(epsilon: float, delta: float, statistics: Composition, left: float = 1.0) -> float:
+    """Returns about the epsilon that statistics leave to training: exact where its many steps act as one Gaussian.
+
+    For lines of a table; `confirmed` composes the two by the accountant proper.
+
+    Raises:
+        ConfigError: where nothing is left.
+    """
+    if not statistics:
+        return epsilon
+    rest = gaussian_noise_multiplier(epsilon, delta) ** -2 - _precision(statistics, left)
+    if rest <= 0 or (found := gaussian_epsilon(rest**-0.5, delta)) <= 0:
+        raise ConfigError(
+            f"epsilon = {epsilon:g} at delta {delta:g}: the statistics alone use it up; lower"
+            " privacy.statistics_epsilon, or raise the epsilon"
+        )
+    return found
+
+
+def with_statistics(epsilon: float, delta: float, statistics: Composition) -> float:
+    """Returns about the epsilon of training and statistics together; as `_left_of`."""
+    if not statistics or not 0 <= epsilon < math.inf:
+        return epsilon
+    trained = gaussian_noise_multiplier(epsilon, delta) ** -2 if epsilon else 0.0
+    return gaussian_epsilon((trained + _precision(statistics)) ** -0.5, delta)
+
+
+def _precision(statistics: Composition, left: float = 1.0) -> float:
+    return math.fsum(count / (noise * left) ** 2 for _, noise, count in statistics)
+
+
+def _stops(rounds: int, course: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns (rounds, steps of training) at which epsilon is shown."""
+    stops = [1, *(max(1, math.ceil(share * rounds)) for share in SHARES_OF_A_RUN)]
+    return [(done, course[done]) for done in stops]
 
 
 def confirmed(setting: Setting, choice: Choice, course: Sequence[int]) -> Choice:
@@ -159,16 +209,21 @@ def confirmed(setting: Setting, choice: Choice, course: Sequence[int]) -> Choice
     noise = choice.noise_multiplier
     rate, steps = choice.sampling_rate, choice.steps
     below = round(noise - 0.001, 3)
-    if not _keeps(setting, rate, noise, steps) or (below > 0 and _keeps(setting, rate, below, steps)):
-        noise = noise_within(setting.bounds, setting.delta, rate, steps)
-    taken = _stops(choice.rounds, course)
-    spent = tuple(composed_epsilon(((rate, noise, count),) if count else (), setting.delta) for count in taken)
+    already = setting.statistics(choice.rounds)
+    if not _keeps(setting, rate, noise, steps, already) or (below > 0 and _keeps(setting, rate, below, steps, already)):
+        noise = noise_within(setting.bounds, setting.delta, rate, steps, already=already)
+    spent = tuple(
+        composed_epsilon(merge([(rate, noise, count), *setting.statistics(done)]), setting.delta)
+        for done, count in _stops(choice.rounds, course)
+    )
     return replace(with_noise(setting, choice, noise), epsilons=spent)
 
 
-def _keeps(setting: Setting, rate: float, noise: float, steps: int) -> bool:
+def _keeps(setting: Setting, rate: float, noise: float, steps: int, already: Composition) -> bool:
+    groups = [(rate, noise, steps), *already]
     return all(
-        composed_epsilon(((rate, noise * left, steps),), setting.delta) <= epsilon for epsilon, left in setting.bounds
+        composed_epsilon(merge((one, sigma * left, count) for one, sigma, count in groups), setting.delta) <= epsilon
+        for epsilon, left in setting.bounds
     )
 
 

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from common.privacy.accountants import prv_error
-from common.privacy.accounting import AGREEMENT, compose, epsilon, rounded_up, unit_of
-from common.privacy.events import DpEvent
+from common.privacy.accounting import AGREEMENT, MAX_EPSILON, compose, epsilon, rounded_up, unit_of
+from common.privacy.events import DpEvent, Unit
+from common.privacy.labels import NOT_PROTECTED, closed_epsilon, flips_of
+from common.privacy.labels import user_epsilon as labels_of_a_user
 from common.privacy.mixture import epsilon_per_user
 from common.privacy.views import VIEWS, as_seen
 
@@ -14,7 +16,7 @@ EVERYONE = ("the server", "other partners", "the public", "a broken aggregation"
 SERVER_AND_PUBLIC = ("the server", "the public")  # where partners share the noise; the others are said beside it
 
 # A row as it stands in the training table, features and all: not a line of the log, which lies in other rows as well.
-_SPELT = {"user": "user", "impression": "training row"}
+_SPELT = {"user": "user", "impression": "training row", "label": "label"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class PrivacyStatement:
         views: epsilon against the server (and the public), another partner, and whoever breaks secure aggregation.
         fixed_seed: some noise came from a known seed, so the guarantee holds only against those who do not know it.
         num_events: releases that count.
-        steps: noised steps in them.
+        steps: noised steps in them; of labels, rounds that were made of the flipped ones.
+        not_protected: what of a row the unit leaves out; empty where the unit is a whole row or a user.
     """
 
     epsilon: float
@@ -55,6 +58,7 @@ class PrivacyStatement:
     fixed_seed: bool
     num_events: int
     steps: int
+    not_protected: tuple[str, ...] = ()
 
     @property
     def accountants_agree(self) -> bool:
@@ -75,6 +79,8 @@ class PrivacyStatement:
         second = f"{self.second_accountant} {rounded_up(self.second_epsilon)}"
         if not self.accountants_agree:
             second += ", WHICH DISAGREES: rely on the larger"
+        if self.unit == "label":
+            return self._of_labels(second)
         text = f"epsilon {rounded_up(self.epsilon)} {scope} ({self.accountant}; {second})"
         text += f", against anyone who sees the updates or the model ({', '.join(self.protects_against)})"
         if self.protects_against == SERVER_AND_PUBLIC:
@@ -90,9 +96,25 @@ class PrivacyStatement:
                 if math.isinf(self.user_epsilon)
                 else f"; epsilon {rounded_up(self.user_epsilon)} for {rows}, against {against}"
             )
-        if self.fixed_seed:
-            text += "; BUT some noise came from a fixed seed: whoever knows it can remove that noise"
-        return text
+        return text + self._of_the_seed()
+
+    def _of_labels(self, second: str) -> str:
+        """Returns the statement where click labels alone are protected, which says so before any figure."""
+        all_labels = (
+            "NO FINITE BOUND HOLDS" if math.isinf(self.user_epsilon) else f"epsilon {rounded_up(self.user_epsilon)}"
+        )
+        return (
+            f"label-private, NOT user-private: epsilon {rounded_up(self.epsilon)} at delta {self.delta:g} for the click"
+            f" label of one row replaced by the other ({self.accountant}; {second}), against anyone who sees the"
+            f" updates or the model ({', '.join(self.protects_against)}); for all labels of one user with up to"
+            f" {self.impressions} rows {all_labels}; NOT protected: {'; '.join(self.not_protected)}"
+            f"{self._of_the_seed()}"
+        )
+
+    def _of_the_seed(self) -> str:
+        if not self.fixed_seed:
+            return ""
+        return "; BUT some noise came from a fixed seed: whoever knows it can remove that noise"
 
 
 def privacy_statement(events: Iterable[DpEvent], delta: float) -> PrivacyStatement:
@@ -108,22 +130,41 @@ def privacy_statement(events: Iterable[DpEvent], delta: float) -> PrivacyStateme
     first = epsilon(kept, delta, "pld")
     shared = any(event.mode == "distributed" for event in kept)
     noised = [event for event in kept if event.mechanism != "none"]
-    composition = compose(noised)
     unit = unit_of(noised) or "user"
+    second, error = _second_opinion(kept, delta, unit)
     return PrivacyStatement(
         epsilon=first,
         delta=delta,
         unit=unit,
-        user_epsilon=first if unit == "user" else epsilon_per_user(kept, delta),
+        user_epsilon=_of_a_user(kept, delta, unit, first),
         impressions=max((event.impressions for event in noised), default=1),
-        adjacency="add_remove",
+        adjacency="replace_label" if unit == "label" else "add_remove",
         accountant="PLD",
-        second_accountant="PRV",
-        second_epsilon=epsilon(kept, delta, "prv"),
-        second_epsilon_error=prv_error(composition, delta) if composition else 0.0,
+        second_accountant="closed form" if unit == "label" else "PRV",
+        second_epsilon=second,
+        second_epsilon_error=error,
         protects_against=() if math.isinf(first) else SERVER_AND_PUBLIC if shared else EVERYONE,
         views={view: epsilon(as_seen(kept, view), delta) if shared else first for view in VIEWS},
         fixed_seed=any(event.fixed_seed for event in kept),
         num_events=len(kept),
         steps=sum(event.steps for event in kept),
+        not_protected=NOT_PROTECTED if unit == "label" else (),
     )
+
+
+def _second_opinion(events: tuple[DpEvent, ...], delta: float, unit: Unit) -> tuple[float, float]:
+    """Returns the epsilon of the second accountant, and the error that it states for itself."""
+    if unit == "label":
+        unprotected = any(event.mechanism == "none" for event in events)
+        return math.inf if unprotected else closed_epsilon(flips_of(events), delta), 0.0
+    composition = compose(event for event in events if event.mechanism != "none")
+    return epsilon(events, delta, "prv"), prv_error(composition, delta) if composition else 0.0
+
+
+def _of_a_user(events: tuple[DpEvent, ...], delta: float, unit: Unit, first: float) -> float:
+    if unit == "user" or math.isinf(first):
+        return first
+    if unit == "impression":
+        return epsilon_per_user(events, delta)
+    found = labels_of_a_user(events)
+    return found if found <= MAX_EPSILON else math.inf

@@ -132,6 +132,11 @@ def notes(config: Config, before: Issued, issued: Issued, *, roster_is_new: bool
         lines.append('aggregation.method = "plain": the server sees every update')
     if config.privacy.mode == "none":
         lines.append('privacy.mode = "none": nothing protects the partners\' users')
+    if config.privacy.mode == "label":
+        lines.append(
+            'privacy.mode = "label": click labels alone are protected; who was shown what, when and in which context,'
+            " is not"
+        )
     if before.partners and roster_is_new:
         lines.append(
             "the roster is another: every partner takes the new roster.toml, and the server too, since its hash is in"

@@ -1,15 +1,13 @@
 """The run that a consortium asks for, made right for its partners, and the policy that it puts before them."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common.config import Config, SimulationConfig, load_config, to_table
 from common.errors import ConfigError
-from common.noise_shares import least_in_a_sum, noise_shares
-from common.privacy.calibrate import noise_within
-from common.privacy.views import bounds_with_noise
+from common.noise_shares import least_in_a_sum
+from common.schedule import with_calibrated_noise
 from common.secagg.parameters import LEAST_PARTICIPANTS
 from common.secagg.roster import Member, Roster
 from server.cohort import draw_cohort
@@ -45,13 +43,7 @@ def planned_run(consortium: Consortium) -> Config:
 
 
 def _with_noise(config: Config, names: tuple[str, ...]) -> Config:
-    privacy = config.privacy
-    if privacy.mode == "none" or privacy.noise_multiplier is not None:
-        return config
-    steps = rounds_of_the_busiest(config, names) * config.round.local_steps
-    bounds = bounds_with_noise(privacy, noise_shares(config))
-    noise = noise_within(bounds, privacy.delta, privacy.sampling_rate, steps)
-    return replace(config, privacy=replace(privacy, noise_multiplier=noise))
+    return with_calibrated_noise(config, rounds_of_the_busiest(config, names) * config.round.local_steps)
 
 
 def rounds_of_the_busiest(config: Config, names: tuple[str, ...]) -> int:

@@ -143,7 +143,8 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     table["round"]["partners_per_round"] = min(max(table["round"]["partners_per_round"], 3), 65_536)
     table["aggregation"] |= {"method": "secure", "min_partners": 3, "colluders": 1, "groups": 1}
     table["privacy"]["max_local_steps"] = max(table["privacy"]["max_local_steps"], table["round"]["local_steps"])
-    if table["privacy"]["mode"] != "none":
+    private = table["privacy"]["mode"] in ("local", "distributed") and table["privacy"]["unit"] == "user"
+    if table["model"]["item_rates"] == ("exact" if table["privacy"]["mode"] != "none" else "private") or not private:
         table["model"]["item_rates"] = "none"
     if table["privacy"]["mode"] == "distributed":
         table["round"] |= {"local_steps": 1, "partners_per_round": 100}
@@ -398,6 +399,7 @@ AGREEING: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("simulation", "attack"): st.sampled_from(["sign_flip", "label_flip", "garbage", "nan"]),
     ("simulation", "attackers"): st.integers(2, 65_535),
     ("privacy", "mode"): st.just("local"),
+    ("model", "item_rates"): st.just("exact"),
 }
 
 
@@ -460,6 +462,11 @@ def test_promise_2_privacy_is_a_class_of_its_own() -> None:
         "max_local_steps",
         "fixed_seed",
         "period_days",
+        "statistics_noise_multiplier",
+        "statistics_epsilon",
+        "statistics_clip",
+        "statistics_every",
+        "label_epsilon",
     }
     words = ("noise", "clip", "epsilon", "delta", "sigma", "sampl", "secure", "privacy", "unit")
     for section in SECTIONS:

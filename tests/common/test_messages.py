@@ -11,7 +11,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from common.config import PrivacyConfig
 from common.contribution import LocalDelta, NoisedStep
 from common.errors import ProtocolError
-from common.lineage import MODEL_FILES
+from common.lineage import MODEL_FILES, STATISTICS
 from common.message_types import BUDGET_EXHAUSTED, REFUSED
 from common.messages import (
     AnchorTask,
@@ -40,6 +40,7 @@ MESSAGES = [
     TrainReply(3, LocalDelta(np.array([0.1, -1e-30, 3e38], np.float32), 0.25)),
     TrainReply(2**40, NoisedStep(np.array([2**62, -5], np.int64), 2**53), "c" * 64),
     ModelTask("run", {name: name.encode() for name in MODEL_FILES}),
+    ModelTask("run", {name: name.encode() for name in (*MODEL_FILES, STATISTICS)}),
 ]
 IDS = [type(message).__name__ for message in MESSAGES]
 

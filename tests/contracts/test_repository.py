@@ -90,10 +90,15 @@ KEYS = {
     "privacy": (
         "mode unit epsilon delta noise_multiplier clip sampling_rate"
         " max_impressions_per_user max_local_steps fixed_seed epsilon_partner epsilon_broken grid_bits period_days"
+        " statistics_noise_multiplier statistics_epsilon statistics_clip statistics_every label_epsilon"
     ),
     "aggregation": "method weights min_partners colluders update_bound groups timeout_seconds stage_timeout_seconds",
-    "server": "optimiser learning_rate momentum beta2 tau evaluate_every bootstrap_samples floors",
+    "server": (
+        "optimiser learning_rate momentum beta2 tau evaluate_every bootstrap_samples floors"
+        " least_slice_users least_slice_rows"
+    ),
     "simulation": "dropout_rate attack attackers attack_factor",
+    "audit": "canaries most_canary_share shadow_runs targets zero_rounds neighbours confidence seed",
     "output": "title report jobs",
 }
 
@@ -127,7 +132,8 @@ def test_keys_of_a_clients_own_file_are_frozen() -> None:
 def test_every_shipped_configuration_parses() -> None:
     assert {path.name for path in CONFIGS} >= {"demo.toml", "smoke.toml", "movietweetings.toml", "scale.toml"}
     for path in CONFIGS:
-        assert load_config(path).privacy.mode == "local", path.name
+        mode = {"audit.toml": "distributed", "label.toml": "label"}.get(path.name, "local")
+        assert load_config(path).privacy.mode == mode, path.name
 
 
 def test_the_demo_is_what_the_readme_says() -> None:

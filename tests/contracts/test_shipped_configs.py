@@ -26,7 +26,9 @@ needs_models = pytest.mark.skipif(not has_models(), reason="the model wheel is n
 SHARED = Path(os.environ.get("HUSHCLICK_SHARED_DATA", "")) / "movietweetings100k"
 
 
-def simulate(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *settings: str) -> dict[str, Any]:
+def simulate(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *settings: str, unit: str = "user"
+) -> dict[str, Any]:
     overrides = [word for setting in settings for word in ("--set", setting)]
     code = main(["simulate", str(CONFIGS / name), "--out", str(tmp_path / "run"), "--json", *overrides])
     captured = capsys.readouterr()
@@ -34,7 +36,7 @@ def simulate(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *set
     metrics: dict[str, Any] = json.loads(captured.out)
     assert 0 < metrics["final"]["auc"] < 1
     assert metrics["floors"]
-    assert metrics["privacy"]["unit"] == "user"
+    assert metrics["privacy"]["unit"] == unit
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     return metrics
 
@@ -54,6 +56,14 @@ def test_demo_on_few_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     )
     assert metrics["data"]["source"] == "movielens"
     assert metrics["privacy"]["epsilon"] <= 8.0
+
+
+@needs_models
+def test_label_on_few_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("data.max_users=60", "round.num_rounds=2", 'server.floors=["base_rate"]')
+    metrics = simulate("label.toml", tmp_path, capsys, *settings, unit="label")
+    assert metrics["privacy"]["epsilon"] <= 2.0
+    assert metrics["privacy"]["user_epsilon"] == pytest.approx(256.0)
 
 
 @needs_models

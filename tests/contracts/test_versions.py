@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import random_rows
 from dp_events import release
 from flwr.app import ConfigRecord, RecordDict
 from kits import Operator, consortium
@@ -23,10 +24,12 @@ from safetensors.numpy import save
 from client.anchors import HeadFile
 from client.deployment import load_client
 from client.erasure import Erased
+from client.identity import new_identity
+from client.labels import DRAWN_VERSION, NoisyLabels
 from client.overlap.answers import Answer, AnswerLog
 from client.overlap.exchange import Overlap
 from client.participant import _Register
-from client.partner import load_partner
+from client.partner import PartnerAggregation, load_partner
 from client.rpc.pieces import VERSION as WORKER_VERSION
 from client.rpc.pieces import pieces_of, read_pieces
 from client.sent import SentFile
@@ -34,10 +37,12 @@ from client.worker import Worker
 from common.anchors import AnchorFile
 from common.auditlog import AuditLog, read_audit_log
 from common.errors import HushclickError
+from common.histogram import Catalogue, Terms
+from common.itemrates import Release
 from common.messages import PROTOCOL_VERSION, JoinReply, JoinTask
 from common.privacy.events import EVENT_VERSION
 from common.privacy.ledger import Ledger
-from common.secagg.roster import load_roster
+from common.secagg.roster import Member, Roster, dump_roster, load_roster
 from common.secagg.states import Advertised, dump_state, load_state
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.control import Control
@@ -211,6 +216,20 @@ def _counts(place: Place) -> Any:
     return in_json(worker._catalogue_path), worker._known_counts
 
 
+def _release(place: Place) -> Any:
+    privacy = {"statistics_noise_multiplier": 1.0}
+    secure = PartnerAggregation()
+    config = place.partner(model={"item_rates": "private"}, aggregation=secure, **privacy)
+    own = Member("shop", new_identity(Path(config.identity)), 1.0)
+    others = [Member(f"other{n}", new_identity(place.root / f"{n}.pem"), 1.0) for n in range(2)]
+    Path(config.roster).write_text(dump_roster(Roster((own, *others))), encoding="utf-8")
+    worker, catalogue = Worker(config), Catalogue(("i1",), ("",))
+    sums_2B = np.zeros((2, catalogue.block), np.int64)
+    worker._keep_release(Release(0, catalogue, Terms(0.5, 0.75), 2**16, sums_2B, 1.0).to_bytes())
+    assert worker._item_rates() is not None
+    return in_json(worker._release_path), worker._item_rates
+
+
 def _overlap_file(place: Place) -> Any:
     users = [f"user-{number}" for number in range(120)]
     pair = write_pair(place.root / "pair", place.encoder, {"shop-a": users, "shop-b": users})
@@ -259,6 +278,19 @@ def _issued(place: Place) -> Any:
 
 
 EVENT = release()
+
+
+def _labels(place: Place) -> Any:
+    config, rows = place.partner(mode="label", epsilon=1.0, noise_multiplier=None), random_rows(3)
+    labels = NoisyLabels(config)
+    labels.flipped(rows)
+    (path,) = (Path(config.state) / "labels").glob("*.drawn")
+    data = bytearray(path.read_bytes())
+    data[8] += 1  # after the magic, the version in four bytes
+    path.write_bytes(bytes(data))
+    return DRAWN_VERSION, lambda: labels.flipped(rows)
+
+
 CASES: dict[str, Case] = {
     "protocol, to a partner": _join(JoinTask("run")),
     "protocol, to the server": _join(JoinReply("shop", 10, "f", False, "")),
@@ -275,7 +307,9 @@ CASES: dict[str, Case] = {
     "rounds-RUN.json": _register,
     "a round's secrets": _state,
     "erased/users.json": _erased,
+    "labels/KEY.drawn": _labels,
     "item_counts.json": _counts,
+    "statistics.json": _release,
     "overlap request": _overlap_file,
     "overlap/answers.jsonl": _answers,
     "worker.toml": _kit("partners/shop-a/worker.toml", load_partner),

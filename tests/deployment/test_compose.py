@@ -163,7 +163,7 @@ def test_a_supernode_reaches_the_gate_and_no_other_partner(stack: Stack) -> None
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/v1/fleet/pull-messages", (400, 401, 403, 422)),  # the SuperLink itself refuses: it passed
+        ("/v1/fleet/pull-messages", (400, 401, 403, 415, 422)),  # the SuperLink itself refuses: it passed
         ("/v1/control/list-runs", (404,)),
         ("/v1/runtime/pull", (404,)),
         ("/v1/fleet/../control/list-runs", (404,)),

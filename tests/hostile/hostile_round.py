@@ -9,7 +9,7 @@ Legend: D parameters.
 import hashlib
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from hostile.hostile_server import RUN, HostileServer, Refused, identity
 from numpy.typing import NDArray
 from partner_folder import PLAN
 
+from common.histogram_messages import HistogramTask
 from common.message_types import REFUSED
 from common.messages import StatisticsTask, TrainingPlan, TrainTask
 from common.secagg import client_role
@@ -49,6 +50,7 @@ class Round:
         lies: message type -> (participant, honest message) -> what is sent instead.
         model_D: of everyone; `work_of` may be lied about too (as `TrainTask`).
         grid: bits and clip.
+        at_once: whether shares are asked for with the survivors where nobody fell silent, as a server does.
     """
 
     server: HostileServer
@@ -59,11 +61,13 @@ class Round:
     num_groups: int = 1
     colluders: int = 1
     catalogue: tuple[str, ...] = ()
+    histogram: HistogramTask | None = None
     shared: bytes = b""
     model_D: NDArray[np.float32] | None = None
     clip: float = BOUND
     bits: int = 0
     plan: TrainingPlan = PLAN
+    at_once: bool = False
     lies: dict[type, Lie] = field(default_factory=dict)
     refusals: dict[int, str] = field(default_factory=dict)
 
@@ -75,8 +79,10 @@ class Round:
         self.tallies: list[Tally] = []
         self.unmaskings: list[Unmasking] = []
 
-    def work_of(self, number: int) -> TrainTask | StatisticsTask:
+    def work_of(self, number: int) -> TrainTask | StatisticsTask | HistogramTask:
         """Returns what a participant is asked to contribute."""
+        if self.histogram:
+            return self.histogram
         if self.catalogue:
             return StatisticsTask(self.run_id, self.catalogue)
         weight, model_D = self.server.roster.member(number).weight, np.asarray(self.model_D, np.float32)
@@ -124,9 +130,8 @@ class Round:
     def tasks(self, stage: str) -> dict[int, Any]:
         """Returns what an honest server would ask whom in a stage."""
         if stage == "advertise":
-            return dict.fromkeys(
-                self.numbers, AdvertiseTask(self.session, 0 if self.catalogue else self.plan.local_steps)
-            )
+            steps = 0 if self.catalogue or self.histogram else self.plan.local_steps
+            return dict.fromkeys(self.numbers, AdvertiseTask(self.session, steps))
         if stage == "reveal":
             return dict.fromkeys([entry.number for entry in self.gathering.first], self.gathering.reveal_task())
         if stage == "share":
@@ -136,9 +141,12 @@ class Round:
         for tally in self.tallies if stage == "confirm" else ():
             tally.fix_third()
         if stage == "confirm":
-            return {number: tally.confirm_task() for tally in self.tallies for number in tally.third}
-        self.unmaskings = [tally.unmasking() for tally in self.tallies]
-        return {number: tally.unmask_task(number) for tally in self.tallies for number in tally.confirmed()}
+            self.unmaskings = [tally.unmasking() for tally in self.tallies]
+            tasks = {number: tally.confirm_task() for tally in self.tallies for number in tally.third}
+            return tasks if self.at_once else {number: replace(task, masked=b"") for number, task in tasks.items()}
+        able = {number: tally for tally in self.tallies for number in tally.confirmed()}
+        left = {number: tally for number, tally in able.items() if not (self.at_once and tally.everyone)}
+        return {number: tally.unmask_task(number) for number, tally in left.items()}
 
     def take(self, stage: str, number: int, answer: Any) -> None:
         """Takes an answer as an honest server does."""
@@ -152,6 +160,8 @@ class Round:
             self.tally(number).add_upload(number, *answer)
         elif stage == "confirm":
             self.tally(number).add_confirmation(number, answer.signature)
+            if answer.shares:
+                self.unmaskings[self.tallies.index(self.tally(number))].add(number, answer.revealed)
         else:
             self.unmaskings[self.tallies.index(self.tally(number))].add(number, answer)
 
@@ -160,7 +170,9 @@ class Round:
         if not tally.second:
             work = self.work_of(self.numbers[0])  # type: ignore[index]
             length = 2 * len(self.catalogue) if self.catalogue else len(np.asarray(self.model_D))
-            bits, clip = self.bits or bits_for(len(tally.first)), 0.0 if self.catalogue else self.clip
+            length = self.histogram.catalogue.length if self.histogram else length
+            whole = self.catalogue or self.histogram
+            bits, clip = self.bits or bits_for(len(tally.first)), 0.0 if whole else self.clip
             weights = {number: self.server.roster.member(number).weight for number in tally.first}
             tally.fix_second(Grid(length, bits, clip, *work.hashes(self.shared)), weights)
         return tally

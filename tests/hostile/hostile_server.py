@@ -26,9 +26,11 @@ from client.app import app
 from client.desk import forget_workers, worker_at
 from client.partner import PartnerAggregation
 from client.worker import Worker, thread_model
+from common.histogram_messages import HistogramTask
 from common.message_types import (
     QUERY_ADVERTISE,
     QUERY_CONFIRM,
+    QUERY_HISTOGRAM,
     QUERY_MASK,
     QUERY_REVEAL,
     QUERY_SHARE,
@@ -103,6 +105,7 @@ class Sent:
     kind: str
     body: bytes
     error: tuple[int, str] | None = None
+    shares: bool = False  # whether it held shares of anybody's secret
 
 
 @dataclass
@@ -139,18 +142,16 @@ class HostileServer:
             self.traffic.append(Sent(number, kind, b"", error))
             raise Refused(*error)
         content, body = over_the_wire(reply.content)
-        self.traffic.append(Sent(number, kind, body))
+        stage = content.config_records.get("hushclick.stage", {})
+        self.traffic.append(Sent(number, kind, body, shares=bool(stage.get("shares"))))
         return content
 
-    def tell(self, number: int, task: Any, work: TrainTask | StatisticsTask | None = None) -> Any:
+    def tell(self, number: int, task: Any, work: TrainTask | StatisticsTask | HistogramTask | None = None) -> Any:
         """Sends a stage's message and returns the answer, taken apart."""
         if isinstance(task, MaskTask):
             base = work.to_record() if work else RecordDict()
-            return upload_of(
-                self.ask(
-                    number, QUERY_MASK if isinstance(work, StatisticsTask) else TRAIN_MASK, stage_record(task, base)
-                )
-            )
+            kinds: dict[type, str] = {StatisticsTask: QUERY_MASK, HistogramTask: QUERY_HISTOGRAM}
+            return upload_of(self.ask(number, kinds.get(type(work), TRAIN_MASK), stage_record(task, base)))
         return stage_of(_ANSWER_OF[type(task)], self.ask(number, _KIND_OF[type(task)], stage_record(task)))
 
     def facts(self, number: int) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class HostileServer:
 
     def shares_left(self) -> list[int]:
         """Returns who has given out shares so far."""
-        return [sent.number for sent in self.traffic if sent.kind == QUERY_UNMASK and sent.error is None]
+        return [sent.number for sent in self.traffic if sent.shares]
 
     def contribution(self, number: int, run_id: str = RUN) -> NDArray[np.float32]:
         """Returns what a partner contributed last, read off its own disk: the secret that is to be kept."""

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 CHECKS, CLIENT, KEYS = "common/secagg/checks.py", "common/secagg/client_role.py", "common/secagg/keys.py"
 SERVER, UNMASK, TRANSCRIPT = "common/secagg/server_role.py", "common/secagg/unmasking.py", "common/secagg/transcript.py"
 PARTICIPANT, WORKER, SENT = "client/participant.py", "client/worker.py", "client/sent.py"
+SECURE = "server/secure.py"
 RECEIVED, LINEAGE = "client/received.py", "common/lineage.py"
+STATISTICS = "client/statistics.py"
 BUDGET, LEDGER, CHAIN = "client/budget.py", "common/privacy/ledger.py", "common/privacy/chain.py"
 
 _HOSTILE = "tests/hostile/test_hostile_{}.py::test_{}"
@@ -42,6 +44,10 @@ def _vector(file: str, name: str, *edits: tuple[str, str]) -> Mutation:
 
 def _secagg(file: str, module: str, test: str, *edits: tuple[str, str]) -> Mutation:
     return Mutation(file, edits, _SECAGG.format(module, test))
+
+
+def _server(test: str, *edits: tuple[str, str]) -> Mutation:
+    return Mutation(SECURE, edits, f"tests/server/test_secure.py::test_{test}")
 
 
 _VERIFY_ADVERTISEMENT = (
@@ -121,18 +127,37 @@ CLIENT_MUTATIONS = (
     _hostile(KEYS, "views", "a_bit_flipped_box_is_refused[0]", ('raise ProtocolError(f"{what}: does not open: altered, or of another round, sender or recipient") from None', "return box[:-TAG_BYTES]")),
 )  # fmt: skip
 
+_EVERYONE = "if not state.complete or task.dropped:"
+_AT_ONCE_SHARES = "[state.held[owner][: shamir.SHARE_BYTES] for owner in owners]"
+
+AT_ONCE_MUTATIONS = (
+    _hostile(CLIENT, "at_once", "not_everyone_said_that_it_masked", ("_check_masked(member, state, state.second, task.masked)", "")),
+    _hostile(CLIENT, "at_once", "who_was_shown_another_u2_is_not_revealed_by_those_who_are_not_in_it", ("_check_masked(member, state, state.second, task.masked)", "")),
+    _hostile(CLIENT, "at_once", "a_word_within_another_round_or_u2_does_not_count", ('verify(member.roster.public_key(owner), signature, what, "masked", *bound)', "")),
+    _vector(CLIENT, "at_once_word_within_another_second", ('verify(member.roster.public_key(owner), signature, what, "masked", *bound)', "")),
+    _hostile(CLIENT, "at_once", "a_u3_that_is_not_u2_opens_nothing_with_the_signature", (_EVERYONE, "if not state.complete:")),
+    _secagg(CLIENT, "neighbours", "no_share_leaves_together_with_the_survivors", (_EVERYONE, "if task.dropped:")),
+    _hostile(CLIENT, "at_once", "who_signed_other_survivors_reveals_nothing_at_once", ("_, signature = confirm(member, state, task)", 'signature = sign(member.identity, "confirm", *_confirmed(state, task.survivors))')),
+    _hostile(CLIENT, "at_once", "no_share_of_a_key_leaves_with_a_signature", (_AT_ONCE_SHARES, _AT_ONCE_SHARES.replace("[: shamir.SHARE_BYTES]", "[shamir.SHARE_BYTES :]"))),
+    _hostile(PARTICIPANT, "at_once", "after_shares_left_with_the_signature_the_round_is_final_also_after_a_restart[disk]", ("self._finish(task.session)\n            return signature, revealed", "return signature, revealed")),
+    _hostile(PARTICIPANT, "at_once", "statistics_reveal_at_once_over_the_whole_roster_or_not_at_all", ("if exact and len(task.survivors)", "if exact and not task.masked and len(task.survivors)")),
+    _server("a_server_that_dies_while_everyone_reveals_finishes_from_its_journal[3]", ("if at_once:\n            self.journal.begin(round_number, at_once)", "")),
+    _server("groups_that_revealed_are_in_the_journal_of_those_that_are_asked_after_them", ("after=any(tally.everyone for tally in opening)", "after=False")),
+    _server("shares_that_were_not_asked_for_do_not_count", ("elif confirmation.shares:", "elif False:")),
+)  # fmt: skip
+
 _DAMAGED = "except (OSError, ValueError, KeyError, TypeError, AttributeError):\n            raise LedgerError("
 PARTNER_MUTATIONS = (
     _hostile(PARTICIPANT, "rounds", "the_same_attempt_twice_is_refused_also_after_a_restart", ("register.require_new(session)", "pass")),
     _hostile(PARTICIPANT, "rounds", "secrets_of_an_attempt_that_was_given_up_are_erased_with_the_next", ("for name in register.begin(session, state.session.hex()):\n            self._store.erase(name)", "register.begin(session, state.session.hex())")),
-    _hostile(PARTICIPANT, "rounds", "secrets_of_a_round_that_was_left_open_are_erased_with_the_next", (".finish(task.session.round):\n            self._store.erase(name)", ".finish(task.session.round):\n            pass")),
+    _hostile(PARTICIPANT, "rounds", "secrets_of_a_round_that_was_left_open_are_erased_with_the_next", (".finish(session.round):\n            self._store.erase(name)", ".finish(session.round):\n            pass")),
     _hostile(PARTICIPANT, "keys", "a_coin_is_revealed_once_and_only_beside_the_own_entry", ("if state.revealed:", "if False:")),
     _hostile(PARTICIPANT, "attacks", "neighbours_that_were_refused_are_not_drawn_again", ("self._store.erase(state.session.hex())\n            raise", "raise")),
     _hostile(PARTICIPANT, "tasks", "another_model_or_config_for_one_client_is_refused", ("if (task.model_hash, task.config_hash) != (model_hash, config_hash):", "if False:")),
     _hostile(PARTICIPANT, "rounds", "a_second_upload_is_refused_also_after_a_restart", ("after, upload = masking.finish()\n        self._keep(after)", "after, upload = masking.finish()")),
-    _hostile(PARTICIPANT, "tasks", "statistics_are_summed_over_the_whole_roster_or_not_at_all", ("if task.session.round == 0 and len(task.survivors) != len(self._member.roster):", "if False:")),
+    _hostile(PARTICIPANT, "tasks", "statistics_are_summed_over_the_whole_roster_or_not_at_all", ("if exact and len(task.survivors) != len(self._member.roster):", "if False:")),
     _hostile(PARTICIPANT, "views", "a_split_view_of_u3_opens_one_of_the_two_at_most", ("self._state(task.session, Masked), task)\n        self._keep(after)", "self._state(task.session, Masked), task)")),
-    _hostile(PARTICIPANT, "rounds", "a_retry_after_unmask_is_refused_also_after_a_restart", ("for name in _Register(self._folder, task.session.run_id).finish(task.session.round):", "for name in [state.session.hex()]:")),
+    _hostile(PARTICIPANT, "rounds", "a_retry_after_unmask_is_refused_also_after_a_restart", ("for name in _Register(self._folder, session.run_id).finish(session.round):", "for name in ():")),
     _hostile(PARTICIPANT, "rounds", "a_state_that_a_disk_brings_back_is_not_answered_from", ("self._store.get(hashed.hex()) if under_way else None", "self._store.get(hashed.hex())")),
     _hostile(PARTICIPANT, "rounds", "stages_out_of_order_are_refused", ("if not isinstance(state, kind):", "if False:")),
     _hostile(PARTICIPANT, "rounds", "a_damaged_register_answers_nothing_any_more", (_DAMAGED, _DAMAGED.replace("raise", "self._final, self._begun = -1, {}\n            return\n            raise"))),
@@ -142,6 +167,10 @@ PARTNER_MUTATIONS = (
     _hostile(PARTICIPANT, "rounds", "a_round_that_is_two_ahead_ends_the_one_that_is_under_way", ("self._final = max(self._final, session.round - 2)", "pass")),
     _hostile(PARTICIPANT, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ("if session.round <= self._closed:", "if False:")),
     _hostile(PARTICIPANT, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", (".close(opened.task.session.round)", "._path")),
+    _hostile(STATISTICS, "statistics", "a_retry_gets_the_same_noisy_vector_and_is_charged_once", ("earlier_D = sent.reuse(task, self.shared)", "earlier_D = None")),
+    _hostile(STATISTICS, "statistics", "a_budget_that_went_meanwhile_refuses_before_data_is_touched", ("reservation = self._budget.reserve(statistics_event(self._config, session))", "reservation = 0"), ("self._budget.commit(reservation)", "pass")),
+    _hostile(STATISTICS, "statistics", "every_release_is_charged_and_one_too_many_refused_before_data_is_touched", ("if self._budget.affordable_rounds(statistics_event(self._config, session)) == 0:", "if False:")),
+    _hostile(STATISTICS, "statistics", "other_terms_for_one_client_are_refused", ("return terms_hash(self._config.model, self._config.privacy, self._config.noise_shares)", "return b\"\"")),
     _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('once = self.config.privacy.mode == "distributed"', "once = False")),
     _hostile(WORKER, "shared_noise", "noise_is_not_shared_among_neighbours", ("self._require_complete(task)\n", "\n")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        self._check(task)", "self._check(task)")),
@@ -235,6 +264,7 @@ DELIVERY_MUTATIONS = (
 MUTATIONS = (
     CHECK_MUTATIONS
     + CLIENT_MUTATIONS
+    + AT_ONCE_MUTATIONS
     + PARTNER_MUTATIONS
     + LEDGER_MUTATIONS
     + ERASURE_MUTATIONS

@@ -43,6 +43,7 @@ KINDS = (
     *(QUERY_JOIN, QUERY_ANCHOR, QUERY_STATISTICS, QUERY_CATALOGUE, TRAIN_UPDATE, QUERY_ADVERTISE, QUERY_REVEAL),
     *(QUERY_SHARE, TRAIN_MASK, QUERY_MASK, QUERY_CONFIRM, QUERY_UNMASK, QUERY_MODEL),
 )
+AT_ONCE = QUERY_CONFIRM + "  "  # the letter of that kind that asks for shares
 ONE = 1  # the partner that is fuzzed
 
 scalars = st.one_of(
@@ -91,11 +92,13 @@ class Stand:
         except (ValueError, TypeError, OverflowError, UnicodeError, KeyError):
             return  # what Flower cannot carry never arrives
         try:
-            self.server.ask(ONE, kind, record)
+            content = self.server.ask(ONE, kind, record)
         except Refused as refusal:
             self.check(refusal)
         else:
             self.answered += 1
+            if kind == QUERY_CONFIRM and content.config_records[STAGE]["shares"]:
+                assert dict(record.config_records[STAGE]) == dict(self.letters[AT_ONCE].config_records[STAGE])
             if kind == QUERY_UNMASK:
                 assert over_the_wire(record)[1] == over_the_wire(self.letters[QUERY_UNMASK])[1]
             self.reset()
@@ -142,6 +145,8 @@ def stand_at(server: HostileServer, state: str) -> Stand:
         task = source.tallies[0].confirm_task() if source is played and stage == "confirm" else source.tasks(stage)[ONE]
         base = source.work_of(ONE).to_record() if stage == "mask" else None
         letters[kind] = stage_record(task, base)
+        if stage == "confirm":
+            letters[AT_ONCE] = stage_record(source.tallies[0].confirm_task())
     source = then if at > 0 else played
     letters[QUERY_REVEAL] = stage_record(source.gathering.reveal_task())
     letters[QUERY_MASK] = stage_record(played.tasks("mask")[ONE], letters[QUERY_STATISTICS])
@@ -231,13 +236,15 @@ def test_honest_messages_with_a_few_things_changed(stand: Stand, data: st.DataOb
 
 @quick
 @given(data=st.data())
-def test_unmask_is_answered_for_exactly_what_is_valid(stand: Stand, data: st.DataObject) -> None:
-    """One thing changed in UNMASK: a share leaves for the very message of an honest server, and no other."""
-    record = fresh(stand.letters[QUERY_UNMASK])
+def test_shares_leave_for_exactly_what_is_valid(stand: Stand, data: st.DataObject) -> None:
+    """One thing changed in UNMASK, or in CONSISTENCY that asks for shares: they leave for the very message of an honest
+    server, and no other."""
+    name = data.draw(st.sampled_from([QUERY_UNMASK, AT_ONCE]))
+    record = fresh(stand.letters[name])
     change_field(
         data, record[STAGE], data.draw(st.sampled_from(["bits", "length", "value", "swap", "missing", "extra"]))
     )
-    stand.hit(QUERY_UNMASK, record)
+    stand.hit(name.strip(), record)
 
 
 @quick
@@ -247,6 +254,10 @@ def test_records_of_anything(stand: Stand, kind: str, record: RecordDict) -> Non
 
 
 def test_the_fuzz_meets_both_ends(stand: Stand) -> None:
+    if stand.due == QUERY_CONFIRM:
+        answered = stand.answered
+        stand.hit(stand.due, fresh(stand.letters[AT_ONCE]))
+        assert stand.answered == answered + 1
     """What is due at this stage is answered unchanged, so that the refusals above are due to the changes."""
     answered = stand.answered
     stand.hit(stand.due, fresh(stand.letters[stand.due]))

@@ -1,11 +1,12 @@
 """The other side: a partner that answers anything, at any stage, neither stops the server nor blames another.
 
-One honest round is recorded at real clients and then played back, with one partner's answers changed; the server has no
-randomness of its own.
+Two honest rounds are recorded at real clients and then played back, with one partner's answers changed; the server has
+no randomness of its own. In one all are there, and shares come with CONSISTENCY; in the other a body is lost, and they
+come with UNMASK.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,9 @@ from server.sums import Collected
 
 LIAR = 3
 NAMES = [partner_name(number) for number in range(4)]
-STAGES = ("query.advertise", "query.share", "train.mask", "query.confirm", "query.unmask")
+LOST = 4  # whose body never comes in the second of the two
+STAGES = ("query.advertise", "query.share", "train.mask", "query.confirm")
+TOLD = [*((False, kind) for kind in STAGES), (True, "query.confirm"), (True, "query.unmask")]
 
 
 class Tape:
@@ -64,8 +67,11 @@ class Tape:
 class Played:
     """The tape of one round, and the server in front of it."""
 
-    def __init__(self, server: HostileServer, folder: Path) -> None:
+    def __init__(self, server: HostileServer, folder: Path, *, lost: bool) -> None:
         self.server, self.folder, self.tape = server, folder, Tape(server)
+        self.lost = {NAMES[LOST - 1]} if lost else set()
+        self.lies = {(LOST, "train.mask"): RecordDict()} if lost else {}
+        self.tape.lies = self.lies
         self.model_D, self.layout = server.model(), server.layout()
         self.honest = self.collect()
 
@@ -85,35 +91,49 @@ class Played:
 
     def lie(self, kind: str, record: RecordDict) -> Collected:
         """Returns what a server makes of the round when the liar's answer to one stage is another."""
-        self.tape.lies = {(LIAR, kind): over_the_wire(record)[0]}
+        self.tape.lies = self.lies | {(LIAR, kind): over_the_wire(record)[0]}
         return self.collect()
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Iterator[Played]:
-    folder = tmp_path_factory.mktemp("tape")
-    with partners(folder, tiny_encoder) as server:
-        yield Played(server, folder)
+def tapes(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> dict[bool, Played]:
+    """Whether a body is lost -> the tape of such a round."""
+    found = {}
+    for lost in (False, True):
+        folder = tmp_path_factory.mktemp("tape")
+        with partners(folder, tiny_encoder) as server:
+            found[lost] = Played(server, folder, lost=lost)
+    return found
 
 
-def assert_only_the_liar_is_named(collected: Collected, kind: str) -> None:
+@pytest.fixture(scope="module")
+def played(tapes: dict[bool, Played]) -> Played:
+    return tapes[False]
+
+
+def assert_only_the_liar_is_named(played: Played, collected: Collected, kind: str) -> None:
     """Up to the stage of the lie nobody else is at fault; what comes after stands on the tape for another U2 or U3."""
     if kind in ("query.confirm", "query.unmask"):
-        assert set(collected.failures) <= {NAMES[LIAR - 1]}
+        assert set(collected.failures) - played.lost <= {NAMES[LIAR - 1]}
 
 
-def test_the_tape_is_a_good_round(played: Played) -> None:
-    assert not played.honest.failures
-    assert played.honest.contributed == 4
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_tape_is_a_good_round(lost: bool, tapes: dict[bool, Played]) -> None:
+    played = tapes[lost]
+    assert set(played.honest.failures) == played.lost
+    assert played.honest.contributed == 4 - len(played.lost)
     again = played.lie("none", RecordDict())
     assert np.array_equal(again.sums[0].sum_D, played.honest.sums[0].sum_D)
-    assert {kind for _, kind in played.tape.answers} >= set(STAGES[:1]) | set(STAGES[2:])
+    assert {kind for _, kind in played.tape.answers} == set(STAGES) | ({"query.unmask"} if lost else set())
 
 
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize(("lost", "kind"), TOLD)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_answer_of_a_partner_stops_the_server(kind: str, played: Played, data: st.DataObject) -> None:
+def test_no_answer_of_a_partner_stops_the_server(
+    lost: bool, kind: str, tapes: dict[bool, Played], data: st.DataObject
+) -> None:
+    played = tapes[lost]
     record = fresh(played.tape.answers[LIAR, kind])
     for _ in range(data.draw(st.integers(1, 2))):
         change(data, record)
@@ -121,16 +141,19 @@ def test_no_answer_of_a_partner_stops_the_server(kind: str, played: Played, data
         over_the_wire(record)
     except (ValueError, TypeError, OverflowError, UnicodeError, KeyError):
         return  # what Flower cannot carry never arrives
-    assert_only_the_liar_is_named(played.lie(kind, record), kind)
+    assert_only_the_liar_is_named(played, played.lie(kind, record), kind)
 
 
-@pytest.mark.parametrize("kind", STAGES)
-def test_an_answer_of_another_partner_or_stage_is_refused_and_names_its_sender(kind: str, played: Played) -> None:
-    others = [played.tape.answers[1, kind], *(played.tape.answers[LIAR, other] for other in STAGES if other != kind)]
-    for record in others:
+@pytest.mark.parametrize(("lost", "kind"), TOLD)
+def test_an_answer_of_another_partner_or_stage_is_refused_and_names_its_sender(
+    lost: bool, kind: str, tapes: dict[bool, Played]
+) -> None:
+    played = tapes[lost]
+    own = {other: answer for (number, other), answer in played.tape.answers.items() if number == LIAR}
+    for record in (played.tape.answers[1, kind], *(answer for other, answer in own.items() if other != kind)):
         collected = played.lie(kind, record)
         assert NAMES[LIAR - 1] in collected.failures
-        assert_only_the_liar_is_named(collected, kind)
+        assert_only_the_liar_is_named(played, collected, kind)
 
 
 def test_a_body_of_many_small_or_empty_pieces_is_refused_or_the_same_sum(played: Played) -> None:

@@ -145,7 +145,7 @@ def test_a_table_by_rows_ends_with_the_most_that_a_user_can_have() -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_release_of_a_version_before_units_is_read_as_it_was_meant(version: int) -> None:
     record = release().to_dict()
-    del record["impressions"]
+    del record["impressions"], record["flip_probability"], record["labels"]
     if version == 1:
         del record["shares"]
     assert type(release()).from_dict({**record, "version": version}) == release()

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from common.contribution import LocalDelta, NoisedStep
 from common.errors import ProtocolError
+from common.histogram import Catalogue
+from common.histogram_messages import HistogramTask, ReleaseTask
 from common.lineage import MODEL_FILES
 from common.messages import (
     AnchorTask,
@@ -35,6 +37,8 @@ MESSAGES = [
     TrainReply(3, LocalDelta(np.ones(3, np.float32), 0.25)),
     TrainReply(3, NoisedStep(np.ones(3, np.int64), 7), "d" * 64),
     ModelTask("run", {name: name.encode() for name in MODEL_FILES}),
+    HistogramTask("run-s1", 1, 16, Catalogue(("a", "b"), ("x", ""))),
+    ReleaseTask("run", b"{}"),
 ]
 
 KINDS = sorted({type(message) for message in MESSAGES}, key=lambda kind: kind.__name__)

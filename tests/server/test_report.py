@@ -312,6 +312,55 @@ def test_slices_are_shown_and_small_ones_have_no_auc(full: Page) -> None:
     assert others["domain Western"] == ["31", "9", "40.0 %", "–", "–", "–"]
 
 
+def with_people() -> dict[str, Any]:
+    """Returns metrics with groups of people, one of them too small and one kept back, and their gaps."""
+    metrics = full_metrics()
+    metrics["final"]["slices"] += [
+        a_slice("age: 18-24", of="sensitive:age", intervals={"auc": [0.71, 0.79], "calibration_ratio": [0.9, 1.2]}),
+        {"slice": "age: 90 and over", "of": "sensitive:age", "hidden": "under 20 users"},
+        {"slice": "age: 65-89", "of": "sensitive:age", "hidden": "kept back"},
+    ]
+    gap = {"figure": "auc", "gap": 0.0712, "interval": [0.031, 0.112], "highest": "age: 18-24", "lowest": "age: 25-64"}
+    metrics["final"]["fairness"] = {
+        "sensitive": ["age", "gender"],
+        "least_users": 20,
+        "least_rows": 50,
+        "columns": [
+            {"column": "age", "groups": ["age: 18-24", "age: 25-64"], "gaps": [gap | {"by_lot": 0.04}]},
+            {"column": "gender", "groups": [], "gaps": [], "why": "fewer than two groups are large enough"},
+        ],
+    }
+    return metrics
+
+
+def test_groups_of_people_have_a_table_and_hidden_ones_no_number() -> None:
+    shown = page(with_people())
+    people = shown.table("By group of people")
+    assert people["age: 18-24"] == [
+        "2,210",
+        "41",
+        "45.7 %",
+        "0.751 [0.710 to 0.790]",
+        "0.612",
+        "1.043 [0.900 to 1.200]",
+    ]
+    assert people["age: 90 and over"] == ["under 20 users", "", "", "", "", ""]
+    assert people["age: 65-89"] == ["kept back", "", "", "", "", ""]
+    assert "as the small one could be worked out from it and the total" in shown.text
+    assert "age: 18-24" not in shown.table("By kind")
+    assert "kept back" not in page(full_metrics()).text
+
+
+def test_gaps_between_people_are_shown_beside_those_of_chance(full: Page) -> None:
+    shown = page(with_people())
+    gaps = shown.table("Largest gaps")
+    assert gaps["age: AUC"] == ["age: 18-24", "age: 25-64", "+0.071 [+0.031 to +0.112]", "0.040"]
+    assert gaps["gender"] == ["fewer than two groups are large enough", "", "", ""]
+    assert "of under 20 users or 50 rows, and people of whom nothing is stated, are not compared" in shown.text
+    assert "No feature is made of them" in shown.text
+    assert not [caption for caption in full.tables if caption.startswith("Largest gaps")]
+
+
 def test_privacy_table_says_what_the_guarantee_rests_on(full: Page) -> None:
     shown = {name: cells[0] for name, cells in full.table("What the guarantee").items()}
     assert shown["Epsilon"] == "7.98"  # 7.9711, rounded up
@@ -562,6 +611,9 @@ def hostile_metrics() -> dict[str, Any]:
     metrics |= {"title": HOSTILE, "run_id": HOSTILE}
     metrics["rounds"][2]["failures"] = {HOSTILE: HOSTILE}
     metrics["final"]["slices"][0]["slice"] = HOSTILE
+    metrics["final"]["slices"].append({"slice": HOSTILE, "of": "sensitive:x", "hidden": HOSTILE})
+    hostile_gap = {"figure": HOSTILE, "highest": HOSTILE, "lowest": HOSTILE}
+    metrics["final"]["fairness"] = {"columns": [{"column": HOSTILE, "gaps": [hostile_gap]}]}
     metrics["floors"][HOSTILE] = floor(0.6, 0.1, note=HOSTILE)
     metrics["privacy"] |= {"sentence": HOSTILE, "more_users": HOSTILE, "partners": {HOSTILE: {"epsilon": 1.0}}}
     metrics["data"] |= {"source": HOSTILE, "rows_dropped": {HOSTILE: 1}, HOSTILE: HOSTILE}

@@ -112,7 +112,7 @@ def test_a_second_run_reuses_every_text_and_is_the_same(
         assert (tmp_path / place).read_bytes() == (folder.root / place).read_bytes()
 
 
-def test_the_catalogue_is_written_only_where_exact_rates_are(
+def test_the_catalogue_is_written_only_where_item_rates_are(
     prepared: tuple[Config, RunFolder], tiny_encoder: Path, tmp_path: Path
 ) -> None:
     _, folder = prepared
@@ -125,8 +125,10 @@ def test_the_catalogue_is_written_only_where_exact_rates_are(
         for number in range(3)
         for item in pd.read_parquet(RunFolder(tmp_path).partner(number) / "clicks.parquet")["item"]
     }
-    assert items == sorted(set(items))
+    assert list(items) == sorted(items)
     assert shown <= set(items)
+    rows = pd.read_parquet(RunFolder(tmp_path).partner(1) / "clicks.parquet")
+    assert all(items[item] == domain for item, domain in zip(rows["item"], rows["domain"], strict=True))
 
 
 def test_progress_is_told(tiny_encoder: Path, tmp_path: Path) -> None:

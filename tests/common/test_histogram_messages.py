@@ -1,0 +1,73 @@
+"""The messages of private statistics: the same after a trip, refused where they do not hold, bound by their hashes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from common.config import ModelConfig, PrivacyConfig
+from common.errors import ProtocolError
+from common.histogram import Catalogue
+from common.histogram_messages import HistogramTask, ReleaseTask, terms_hash
+
+TASK = HistogramTask("run-s2", 2, 16, Catalogue(("a", "b", "ü"), ("x", "", "x")))
+PRIVACY = PrivacyConfig(statistics_noise_multiplier=2.0, noise_multiplier=1.0)
+
+
+def test_messages_survive_the_trip() -> None:
+    assert HistogramTask.from_record(TASK.to_record()) == TASK
+    release = ReleaseTask("run", b"\x00bytes\xff")
+    assert ReleaseTask.from_record(release.to_record()) == release
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"number": -1}, "number = -1"),
+        ({"number": 2**31}, "number = "),
+        ({"grid_bits": 11}, "grid_bits = 11 of a histogram: must be from 12 to 24"),
+        ({"grid_bits": 25}, "grid_bits = 25"),
+        ({"items": ["a", "a", "b"]}, "an item comes twice"),
+        ({"categories": ["x"]}, "3 items and 1 categories"),
+        ({"items": [], "categories": []}, "0 items"),
+        ({"items": [1, 2, 3]}, "a list of str"),
+        ({"number": "2"}, "number"),
+    ],
+)
+def test_values_out_of_range_are_refused(change: dict[str, Any], match: str) -> None:
+    record = TASK.to_record()
+    for name, value in change.items():
+        record["hushclick.fields"][name] = value
+    with pytest.raises(ProtocolError, match=match):
+        HistogramTask.from_record(record)
+
+
+def test_hashes_bind_all_of_the_task() -> None:
+    shared = terms_hash(ModelConfig(), PRIVACY, 1)
+    catalogue, plan = TASK.hashes(shared)
+    assert replace(TASK, run_id="other").hashes(shared) == (catalogue, plan)  # the session binds the run
+    for other in (
+        replace(TASK, number=3),
+        replace(TASK, grid_bits=17),
+        replace(TASK, catalogue=Catalogue(("a", "b", "ü"), ("x", "x", ""))),
+        replace(TASK, catalogue=Catalogue(("a", "b"), ("x", ""))),
+    ):
+        assert other.hashes(shared) != (catalogue, plan)
+    # Items and categories cannot be shifted into each other.
+    one = replace(TASK, catalogue=Catalogue(("a", "b"), ("c", "d")))
+    two = replace(TASK, catalogue=Catalogue(("a",), ("b",)))
+    assert one.hashes(shared)[0] != two.hashes(shared)[0]
+
+
+def test_terms_bind_noise_clip_centre_mode_and_parts() -> None:
+    own = terms_hash(ModelConfig(), PRIVACY, 1)
+    others = [
+        terms_hash(ModelConfig(), replace(PRIVACY, statistics_noise_multiplier=2.1), 1),
+        terms_hash(ModelConfig(), replace(PRIVACY, statistics_clip=2.0), 1),
+        terms_hash(ModelConfig(), replace(PRIVACY, mode="distributed"), 1),
+        terms_hash(ModelConfig(), PRIVACY, 2),
+        terms_hash(ModelConfig(prior_click_rate=0.2), PRIVACY, 1),
+    ]
+    assert len({own, *others}) == 6
+    # What training's noise is, is no affair of the statistics.
+    assert terms_hash(ModelConfig(), replace(PRIVACY, noise_multiplier=9.0, clip=3.0), 1) == own
