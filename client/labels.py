@@ -30,8 +30,10 @@ from numpy.typing import NDArray
 
 from client.partner import PartnerConfig
 from client.sent import exclusive
+from common.card import load_card
 from common.errors import ConfigError, LedgerError
 from common.keyfiles import write_private
+from common.privacy.ledger import Ledger
 from common.runfolder import write_atomically
 
 DRAWN_VERSION = 1
@@ -94,6 +96,7 @@ class NoisyLabels:
         id_N, uniform_N = _pseudo_random(key, rows)
         fresh_N = rows["clicked"].to_numpy(np.uint64) ^ (uniform_N < self._threshold)
         generation, word_K = self._read(key)
+        self._require_kept(key, generation)
         place_N = np.searchsorted(word_K, id_N)
         found_N = np.append(word_K, ~np.uint64(0))[place_N]
         known_N = (found_N >> _ONE) == (id_N >> _ONE)
@@ -102,11 +105,26 @@ class NoisyLabels:
             self._write(key, generation + 1, np.sort(np.append(word_K, (id_N | answer_N)[~known_N])))
         return answer_N.astype(np.int8)
 
+    def _require_kept(self, key: bytes, generation: int) -> None:
+        """Refuses answers that are older than what the ledger says was answered: deleted, or from a backup.
+
+        A label that changed in the log in between would be answered anew with the same flip, which shows the change.
+        """
+        for event in Ledger(Path(self._config.ledger), self._config.name).events():
+            name, _, number = event.labels.partition(":")
+            if name == _name(key) and int(number) > generation:
+                raise LedgerError(
+                    f"labels/{self._drawn(key).name}: the ledger knows answers that are not in it; {_LOST}"
+                )
+
     def _key(self) -> bytes:
         """Returns the key of this partner's flips at this flip probability; made at the first use."""
         master = self._seeded() if self._config.privacy.fixed_seed is not None else self._kept()
         # With one key, flips at two probabilities would be nested, and both answers together could give a label away.
-        return hmac.digest(master, b"hushclick labels v1" + struct.pack("<Q", int(self._threshold)), "sha256")
+        # And a row's name is what the data card makes of the log: under another card the same click may have another
+        # one, and so another draw, which is another release.
+        named = b"hushclick labels v1" + struct.pack("<Q", int(self._threshold)) + _naming(self._config)
+        return hmac.digest(master, named, "sha256")
 
     def _seeded(self) -> bytes:
         labels = ("labels", self._config.privacy.fixed_seed, self._config.name)
@@ -159,6 +177,13 @@ class NoisyLabels:
         # Those of a seed need no key file, and say nothing of one.
         seeded = self._config.privacy.fixed_seed is not None
         return self._folder / f"{_name(key)}.{'seeded' if seeded else 'drawn'}"
+
+
+def _naming(config: PartnerConfig) -> bytes:
+    """Returns the hash of what the data card says of user, item and time."""
+    card = load_card(Path(config.card))
+    item = card.columns.item or card.columns.text  # without an item column, an item is the hash of its text
+    return hashlib.sha256(repr((card.columns.user, item, card.columns.time, card.time.unit)).encode()).digest()
 
 
 def unbiased(clicked_N: NDArray[np.int8], flip_probability: float) -> NDArray[np.float32]:

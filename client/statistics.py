@@ -27,6 +27,8 @@ from common.secagg.wire import SessionId
 
 log = logging.getLogger("hushclick.partner")
 
+_MOST_DEVIATION = 2.0**31  # of noise in whole numbers: Poisson draws of more overflow
+
 
 @dataclass(frozen=True)
 class HistogramStep:
@@ -132,6 +134,8 @@ class Histograms:
         self._require_private()
         step, sent = self.step(task), self._sent(task.run_id)
         rounding_bound(step.catalogue.length, step.terms.clip, step.grid)  # what cannot be made must cost nothing
+        if step.part_deviation >= _MOST_DEVIATION:
+            raise ProtocolError(f"a grid of 2^{task.grid_bits}: noise on it would not fit; use fewer grid bits")
         earlier_D = sent.reuse(task, self.shared)
         if earlier_D is not None:
             return earlier_D

@@ -5,7 +5,7 @@ Each simulated partner gets what a real one would bring: a click log, a data car
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class RunData:
     declared_users: tuple[int, ...]  # what each partner publishes as its size
     facts: dict[str, Any]  # the `data` part of metrics.json
     timings: dict[str, float]
+    catalogue: Mapping[str, str] | None = None  # item -> domain; None = what the logs hold
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ def _write(config: Config, folder: RunFolder, data: RunData) -> None:
     write_signing_key(folder, len(data.declared_users))
     write_central(logs.central, folder.central)
     if config.model.item_rates != "none":
-        write_json(folder.catalogue, _catalogue([logs.central, *logs.training]))
+        write_json(folder.catalogue, data.catalogue or catalogue_of(logs))
 
 
-def _catalogue(logs: Sequence[pd.DataFrame]) -> dict[str, str]:
+def catalogue_of(logs: PartnerLogs) -> dict[str, str]:
     """Returns item -> domain, as an operator's public catalogue says; a simulation has none but in its logs."""
-    listed = pd.concat([rows[["item", "domain"]] for rows in logs]).drop_duplicates()
+    listed = pd.concat([rows[["item", "domain"]] for rows in (logs.central, *logs.training)]).drop_duplicates()
     return {str(item): str(domain) for item, domain in listed.groupby("item")["domain"].min().items()}
 
 

@@ -40,6 +40,7 @@ class Crafted:
         self.direction_MD = direction_MD / np.linalg.norm(direction_MD, axis=1, keepdims=True)
         self._given_MD = torch.from_numpy(self.direction_MD).double() * (_LENGTH * clip)
         self._canary_of: dict[int, NDArray[np.int64]] = {}
+        self.planted_ones: set[int] = set()  # that were in a sample
 
     def know(self, rows: UserRows, users: Sequence[str]) -> None:
         """Notes which rows of a partner are whose: -1 where no canary's."""
@@ -57,6 +58,7 @@ class Crafted:
                 for unit, row_M in enumerate(chosen[place : place + len(gradient_BD)]):
                     if canary_N is not None and len(row_M) and canary_N[row_M[0]] >= 0:
                         gradient_BD[unit] = self._given_MD[canary_N[row_M[0]]]
+                        self.planted_ones.add(int(canary_N[row_M[0]]))
                 place += len(gradient_BD)
                 yield gradient_BD
 

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.config import Config
+from common.errors import HushclickError
 from common.features import UserRows
 from common.model.click_model import ClickModel
 from common.privacy.onerun import Proved, most_provable, proved
@@ -146,6 +147,7 @@ def _white_box(subject: Subject, canaries: Canaries, generator: np.random.Genera
     units = {number: subject.units(each) for number, each in rows.items()}
     others = Others(model, rows, units, config.privacy.clip)
     with subject.run(planted(subject.logs, canaries), Watching(crafted=crafted)) as (seen, folder):
+        _require_planted(crafted, canaries, config)
         claim = subject.claim(folder)
         subject.say("one-run audit: white-box, every round's release against every canary's gradient")
         scores = white_box(seen, Scale(config, subject.declared), others, crafted.direction_MD, canaries.partner_M)
@@ -153,6 +155,25 @@ def _white_box(subject: Subject, canaries: Canaries, generator: np.random.Genera
         _one_run(f"one-run audit, white-box: {view}", view, score_M, canaries.inside_M, claim.views[view], subject)
         for view, score_M in scores.items()
     ]
+
+
+def _require_planted(crafted: Crafted, canaries: Canaries, config: Config) -> None:
+    """Refuses to judge a run whose canaries did not reach it: an attack on nobody finds nothing.
+
+    Raises:
+        HushclickError: where fewer were sampled than half of what is expected, or any that was out.
+    """
+    inside = set(np.flatnonzero(canaries.inside_M).tolist())
+    steps = config.round.num_rounds * config.round.local_steps
+    expected = len(inside) * (1 - (1 - config.privacy.sampling_rate) ** steps)
+    if config.round.partners_per_round:
+        expected *= config.round.partners_per_round / config.data.partners
+    reached = crafted.planted_ones
+    if reached - inside or len(reached) < 0.5 * expected:
+        raise HushclickError(
+            f"audit: {len(reached & inside)} of {len(inside)} canaries reached a step, and {len(reached - inside)} that"
+            " should not have: nothing can be said of this run"
+        )
 
 
 def _black_box(subject: Subject, canaries: Canaries) -> Finding:

@@ -17,6 +17,7 @@ from common.config import Config
 from common.histogram import Catalogue, Terms
 from common.noise_shares import noise_shares
 from simulations.audit.findings import Finding
+from simulations.audit.mechanism import LEAST_CHANGE, cannot_be_tried
 from simulations.audit.noise import of_variance, variance_ratio
 from simulations.audit.observed import Observation
 
@@ -41,10 +42,12 @@ def histogram_sensitivity(log: pd.DataFrame, seen: Observation, config: Config) 
     step = HistogramStep(task.catalogue, terms, grid, noise_multiplier=0.0, shares=1)
 
     def summed(rows: pd.DataFrame) -> np.ndarray:
-        return statistics.noised_histogram(lambda: rows, step, np.random.default_rng(0))
+        return statistics.noised_histogram(lambda: rows, step, np.random.default_rng(0), cannot_be_tried)
 
     found = largest_change(summed, _neighbours(log, task.catalogue), grid)
     figures = {"ratio": found.ratio, "neighbour": found.name, "tried": found.tried}
+    if found.ratio < LEAST_CHANGE:
+        return Finding(test=test, verdict="no verdict", says="no user that was tried moved it", figures=figures)
     if found.holds:
         says = f"one user moved a histogram by {found.ratio:.4f} times the clip at most, over {found.tried} neighbours"
         return Finding(test=test, verdict="holds", says=says, figures=figures)
@@ -58,10 +61,12 @@ def histogram_noise(seen: Observation, config: Config) -> Finding:
     noise = config.privacy.statistics_noise_multiplier
     if not seen.histograms or noise is None:
         return Finding(test=test, verdict="no verdict", says="no histogram was asked for")
-    ratios, chances = {}, {}
+    ratios: dict[object, float] = {}
+    chances: dict[object, float] = {}
     for one in seen.histograms:
         claimed = noise * 2**one.task.grid_bits / math.sqrt(noise_shares(config))
-        ratios[one.partner], chances[one.partner] = variance_ratio(one.given_D.astype(float), claimed)
+        place = f"{one.partner}, release {one.task.number}"
+        ratios[place], chances[place] = variance_ratio(one.given_D.astype(float), claimed)
     values = sum(len(one.given_D) for one in seen.histograms)
     return of_variance(test, "the noise of a partner's histogram", ratios, chances, values)
 

@@ -30,13 +30,15 @@ from client.sensitivity import (
 )
 from client.training import DpStep, Randomness
 from common.config import PrivacyConfig
+from common.errors import HushclickError
 from common.features import UserRows
 from common.messages import TrainingPlan
 from common.model.click_model import ClickModel
 from common.vector import read_vector
-from simulations.audit.findings import Finding
+from simulations.audit.findings import Finding, Verdict
 
 _USERS = 8  # beside the one that comes and goes
+LEAST_CHANGE = 0.1  # of the clip: a search that finds less has tried nothing
 _CHANCE = 1e-6  # of a false alarm, per question
 _SAMPLER_UNITS = 20_000  # that the sampler draws from, at most, over all steps together 50 times as many
 
@@ -84,7 +86,7 @@ def whole_step(model: ClickModel, log: Log, privacy: PrivacyConfig) -> NDArray[n
     randomness = Randomness(0, "audit", 1)
     if privacy.mode == "distributed":
         shared = shared_step(privacy)
-        given = distributed.noised_step(model, log.model_D, lambda: log.rows, shared, randomness)
+        given = distributed.noised_step(model, log.model_D, lambda: log.rows, shared, randomness, cannot_be_tried)
         return given.sum_D.astype(np.float64)
     # Divided by the clip, so that what one unit may do is 1 beside weights of at most 100; a little under that, so that
     # the sum of all is not cut where weights are held to their bound.
@@ -92,6 +94,15 @@ def whole_step(model: ClickModel, log: Log, privacy: PrivacyConfig) -> NDArray[n
     start_D = (log.model_D * np.float32(1 - 2 * (_USERS + 1) / training.MAX_WEIGHT)).astype(np.float32)
     update_D = training.train_privately(model, start_D, log.rows, TrainingPlan(1, "sgd", 1.0, 0.0), step, randomness)
     return -update_D.astype(np.float64) * privacy.clip
+
+
+def cannot_be_tried() -> None:
+    """Ends the audit where a step fails on a hostile user: the zeros that a partner sends then would pass any test.
+
+    Raises:
+        HushclickError: always.
+    """
+    raise HushclickError("audit: a step failed on a made-up user, so that nothing can be said of it; see the log above")
 
 
 def shared_step(privacy: PrivacyConfig) -> SharedStep:
@@ -266,7 +277,10 @@ def _all_units(rows: UserRows, step: DpStep) -> list[NDArray[np.int64]]:
 
 def _of_change(test: str, found: Change, privacy: PrivacyConfig, what: str) -> Finding:
     unit = "user" if privacy.unit == "user" else "training row"
-    if found.holds:
+    verdict: Verdict = "holds" if found.holds else "violation"
+    if found.ratio < LEAST_CHANGE:
+        says, verdict = f"no {unit} that was tried moved it", "no verdict"
+    elif found.holds:
         says = (
             f"one {unit} moved it by {found.ratio:.4f} times the clip at most, over {found.tried} neighbours ({what})"
         )
@@ -274,7 +288,7 @@ def _of_change(test: str, found: Change, privacy: PrivacyConfig, what: str) -> F
         says = f"one {unit} moves it by {found.ratio:.3g} times the clip: {found.name}"
     return Finding(
         test=test,
-        verdict="holds" if found.holds else "violation",
+        verdict=verdict,
         says=says,
         figures={"ratio": found.ratio, "neighbour": found.name, "tried": found.tried},
     )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,11 +76,14 @@ def variance_ratio(values_N: NDArray[np.float64], deviation: float) -> tuple[flo
     return total / size, 2 * min(float(chi2.cdf(total, size)), float(chi2.sf(total, size)))
 
 
-def of_variance(test: str, what: str, ratios: Mapping[int, float], chances: Mapping[int, float], size: int) -> Finding:
+def of_variance(test: str, what: str, ratios: Mapping[Any, float], chances: Mapping[Any, float], size: int) -> Finding:
     """Returns the finding of ratios of variance to claim, by partner, over so many values."""
     wrong = [number for number, chance in chances.items() if chance < _CHANCE / len(chances)]
-    worst = min(ratios.values())
+    worst, each = min(ratios.values()), size // len(ratios)
     figures = {"variance_over_claim": dict(ratios), "chances": dict(chances), "values": size}
+    if not wrong and 2 * float(chi2.cdf(each / 4, each)) > _CHANCE / len(chances):
+        says = f"{each} values are too few to tell half of the noise from all of it"
+        return Finding(test=test, verdict="no verdict", says=says, figures=figures)
     if not wrong:
         says = f"{what} has {worst:.3f} times the claimed variance or more, over {size} values"
         return Finding(test=test, verdict="holds", says=says, figures=figures)
@@ -95,9 +99,16 @@ def _values(seen: Observation) -> int:
 
 def independence(seen: Observation) -> Finding:
     """Returns whether no partner's noise can be told from another's, or from its own of another round."""
-    series = {(number, turn): _normal(given) for number, rounds in seen.given.items() for turn, given in rounds.items()}
-    most, between = 0.0, ((0, 0), (0, 0))
-    pairs = list(combinations(sorted(series), 2))
+    series = {
+        f"partner {number} in round {turn}": _normal(given)
+        for number, rounds in seen.given.items()
+        for turn, given in rounds.items()
+    }
+    for histogram in seen.histograms:
+        place = f"partner {histogram.partner} in release {histogram.task.number}"
+        series[place] = _normal(histogram.given_D)
+    most, between = 0.0, ("", "")
+    pairs = [(one, other) for one, other in combinations(series, 2) if len(series[one]) == len(series[other])]
     for one, other in pairs:
         found = abs(float(series[one] @ series[other])) / math.sqrt(len(series[one]))
         if found > most:
@@ -107,8 +118,7 @@ def independence(seen: Observation) -> Finding:
     if most <= bound:
         says = f"no two of {len(series)} noise vectors are correlated (largest z {most:.1f}, bound {bound:.1f})"
         return Finding(test="independent noise", verdict="holds", says=says, figures=figures)
-    (first, a), (second, b) = between
-    says = f"the noise of partner {first} in round {a} tells that of partner {second} in round {b}: it can be removed"
+    says = f"the noise of {between[0]} tells that of {between[1]}: it can be removed"
     return Finding(test="independent noise", verdict="violation", says=says, figures=figures)
 
 

@@ -31,7 +31,7 @@ from simulations.audit.answers import Answer, listening
 from simulations.audit.crafted import Crafted
 from simulations.grid import InProcessGrid
 from simulations.preloaded import PreloadedWorker, SharedClicks
-from simulations.prepare import RunData, prepare
+from simulations.prepare import RunData, catalogue_of, prepare
 
 Array = NDArray[Any]
 
@@ -215,5 +215,6 @@ def with_logs(shared: SharedClicks, logs: list[Any]) -> SharedClicks:
         data.declared_users,
         data.facts,
         data.timings,
+        data.catalogue or catalogue_of(data.logs),  # public, so that it does not depend on who is in
     )
     return SharedClicks(changed, shared.store)

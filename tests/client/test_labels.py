@@ -240,3 +240,22 @@ def test_check_and_budget_show_say_what_is_not_protected(
     (one,) = json.loads(capsys.readouterr().out)["ledgers"]
     assert (one["units"], one["adjacency"]) == (["label"], "replace_label")
     assert one["of_all_labels_of_a_user"]["epsilon"] == pytest.approx(32.0)
+
+
+def test_answers_that_the_ledger_knows_and_the_folder_lacks_are_refused(shop: PartnerConfig) -> None:
+    """Deleted, or from a backup: a label that changed since would be answered with the same flip, which shows it."""
+    worker = Worker(shop)
+    worker.train(task_for(worker))
+    (drawn,) = (Path(shop.state) / "labels").glob("*.drawn")
+    drawn.unlink()
+    with pytest.raises(LedgerError, match="the ledger knows answers that are not in it"):
+        answers(shop)
+
+
+def test_another_data_card_draws_under_another_key(shop: PartnerConfig) -> None:
+    """What names a row has changed, so the same click may have a second draw: that is charged as one."""
+    before, name = answers(shop), NoisyLabels(shop).identity()
+    card = Path(shop.card)
+    card.write_text(card.read_text(encoding="utf-8").replace('unit = "seconds"', 'unit = "milliseconds"'), "utf-8")
+    assert NoisyLabels(shop).identity() != name
+    assert (answers(shop) != before).any()
