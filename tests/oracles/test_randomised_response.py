@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tomli_w
 import torch
 from conftest import random_features
 
@@ -17,7 +18,8 @@ from client.gradients import GradientHooks
 from client.labels import NoisyLabels, unbiased
 from client.partner import PartnerAggregation, PartnerConfig
 from client.training import clipped_sum
-from common.config import ModelConfig, PrivacyConfig
+from common.card import canonical_card
+from common.config import ModelConfig, PrivacyConfig, to_table
 from common.features import UserRows, make_batch
 from common.model.click_model import ClickModel, build_model, forward, user_losses
 
@@ -27,7 +29,10 @@ CLAIMED = PrivacyConfig(mode="label", epsilon=1.0, max_impressions_per_user=PER_
 
 def partner(state: Path, privacy: PrivacyConfig = CLAIMED) -> PartnerConfig:
     plain = PartnerAggregation(method="plain")
-    return PartnerConfig("shop", "clicks", "card", "ledger", str(state), 12, aggregation=plain, privacy=privacy)
+    card, ledger = state.parent / "card.toml", state.parent / "ledger.jsonl"
+    card.parent.mkdir(parents=True, exist_ok=True)
+    card.write_text(tomli_w.dumps(to_table(canonical_card(log_of(np.zeros(1))))), encoding="utf-8")
+    return PartnerConfig("shop", "clicks", str(card), str(ledger), str(state), 12, aggregation=plain, privacy=privacy)
 
 
 def log_of(clicked_N: np.ndarray) -> pd.DataFrame:
