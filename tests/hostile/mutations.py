@@ -170,7 +170,6 @@ PARTNER_MUTATIONS = (
     _hostile(STATISTICS, "statistics", "a_retry_gets_the_same_noisy_vector_and_is_charged_once", ("earlier_D = sent.reuse(task, self.shared)", "earlier_D = None")),
     _hostile(STATISTICS, "statistics", "a_budget_that_went_meanwhile_refuses_before_data_is_touched", ("reservation = self._budget.reserve(statistics_event(self._config, session))", "reservation = 0"), ("self._budget.commit(reservation)", "pass")),
     _hostile(STATISTICS, "statistics", "every_release_is_charged_and_one_too_many_refused_before_data_is_touched", ("if self._budget.affordable_rounds(statistics_event(self._config, session)) == 0:", "if False:")),
-    _hostile(STATISTICS, "statistics", "other_terms_for_one_client_are_refused", ("return terms_hash(self._config.model, self._config.privacy, self._config.noise_shares)", "return b\"\"")),
     _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('once = self.config.privacy.mode == "distributed"', "once = False")),
     _hostile(WORKER, "shared_noise", "noise_is_not_shared_among_neighbours", ("self._require_complete(task)\n", "\n")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        self._check(task)", "self._check(task)")),
