@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from client.partner import PartnerConfig
 from client.sent import exclusive
-from common.card import load_card
+from common.card import DataCard
 from common.errors import ConfigError, LedgerError
 from common.keyfiles import write_private
 from common.privacy.ledger import Ledger
@@ -56,13 +56,14 @@ class NoisyLabels:
 
     Args:
         config: the partner's own; its state folder keeps the key and the answers.
+        card: the data card that the rows are read by.
 
     Raises:
         LedgerError: from `flipped`, where key or answers are damaged.
     """
 
-    def __init__(self, config: PartnerConfig) -> None:
-        self._config, self._folder = config, Path(config.state) / "labels"
+    def __init__(self, config: PartnerConfig, card: DataCard) -> None:
+        self._config, self._folder, self._naming = config, Path(config.state) / "labels", _naming(card)
         # Rounded up: a label is never flipped with less than is accounted for.
         self._threshold = np.uint64(min(2**63, int(np.ceil(config.privacy.flip_probability * 2.0**64))))
 
@@ -123,7 +124,7 @@ class NoisyLabels:
         # With one key, flips at two probabilities would be nested, and both answers together could give a label away.
         # And a row's name is what the data card makes of the log: under another card the same click may have another
         # one, and so another draw, which is another release.
-        named = b"hushclick labels v1" + struct.pack("<Q", int(self._threshold)) + _naming(self._config)
+        named = b"hushclick labels v1" + struct.pack("<Q", int(self._threshold)) + self._naming
         return hmac.digest(master, named, "sha256")
 
     def _seeded(self) -> bytes:
@@ -179,9 +180,8 @@ class NoisyLabels:
         return self._folder / f"{_name(key)}.{'seeded' if seeded else 'drawn'}"
 
 
-def _naming(config: PartnerConfig) -> bytes:
-    """Returns the hash of what the data card says of user, item and time."""
-    card = load_card(Path(config.card))
+def _naming(card: DataCard) -> bytes:
+    """Returns the hash of what a data card says of user, item and time."""
     item = card.columns.item or card.columns.text  # without an item column, an item is the hash of its text
     return hashlib.sha256(repr((card.columns.user, item, card.columns.time, card.time.unit)).encode()).digest()
 

@@ -45,7 +45,7 @@ class UserData:
         self.config, self._pretrained = config, pretrained
         self.erased = Erased(Path(config.state))
         self._card: DataCard = load_card(Path(config.card))
-        self._labels = NoisyLabels(config) if config.privacy.mode == "label" else None
+        self._labels = NoisyLabels(config, self._card) if config.privacy.mode == "label" else None
         self._loaded: tuple[Mark, UserRows] | None = None
         self._loading = threading.Lock()
 

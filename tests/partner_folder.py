@@ -9,9 +9,10 @@ import pandas as pd
 import tomli_w
 from conftest import random_rows
 
+from client.labels import NoisyLabels
 from client.partner import PartnerAggregation, PartnerConfig, dump_partner, load_partner
 from client.worker import Worker
-from common.card import canonical_card
+from common.card import canonical_card, load_card
 from common.clicks import write_clicks
 from common.config import ModelConfig, PrivacyConfig, to_table
 from common.messages import JoinTask, TrainingPlan, TrainTask
@@ -70,3 +71,8 @@ def task_for(worker: Worker, round_number: int = 1, **change: Any) -> TrainTask:
     fingerprint = worker.join(JoinTask("run")).fingerprint
     task = TrainTask("run", round_number, 0, 1.0, fingerprint, PLAN, start_model(worker))
     return replace(task, **change)
+
+
+def noisy_labels(config: PartnerConfig) -> NoisyLabels:
+    """Returns the flipped labels of a partner, as its worker would have them."""
+    return NoisyLabels(config, load_card(Path(config.card)))

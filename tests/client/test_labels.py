@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import random_rows
-from partner_folder import task_for, write_partner
+from partner_folder import noisy_labels, task_for, write_partner
 
-from client.labels import NoisyLabels
 from client.overlap.composition import NOTHING, for_a_user_of_both, stated
 from client.partner import PartnerConfig, load_partner
 from client.preflight import preflight
@@ -36,7 +35,7 @@ def shop(tmp_path: Path, tiny_encoder: Path) -> PartnerConfig:
 
 
 def answers(config: PartnerConfig, rows: pd.DataFrame = ROWS) -> np.ndarray:
-    found: np.ndarray = NoisyLabels(config).flipped(rows)["clicked"].to_numpy()
+    found: np.ndarray = noisy_labels(config).flipped(rows)["clicked"].to_numpy()
     return found
 
 
@@ -62,9 +61,9 @@ def test_another_key_or_epsilon_draws_other_answers_under_another_name(
 ) -> None:
     other = label_partner(tmp_path / "other", tiny_encoder)
     assert (answers(shop) != answers(other)).any()
-    assert NoisyLabels(shop).identity() != NoisyLabels(other).identity()
+    assert noisy_labels(shop).identity() != noisy_labels(other).identity()
     milder = replace(shop, privacy=replace(shop.privacy, epsilon=2.0))
-    assert NoisyLabels(milder).identity() != NoisyLabels(shop).identity()
+    assert noisy_labels(milder).identity() != noisy_labels(shop).identity()
     # Independent draws, not nested ones: some rows are flipped at the milder rate alone.
     strong, mild = answers(shop) != ROWS["clicked"], answers(milder) != ROWS["clicked"]
     assert (mild & ~strong).any()
@@ -105,7 +104,7 @@ def test_labels_are_trained_on_as_unbiased_estimates(shop: PartnerConfig) -> Non
 
 def test_of_a_user_the_latest_rows_have_answers_and_new_ones_are_counted(tmp_path: Path, tiny_encoder: Path) -> None:
     config = label_partner(tmp_path, tiny_encoder, max_impressions_per_user=2)
-    labels = NoisyLabels(config)
+    labels = noisy_labels(config)
     assert labels.identity().endswith(":1")
     early = ROWS[ROWS["time"] < ROWS["time"].median()].reset_index(drop=True)
     assert labels.flipped(early).groupby("user").size().max() == 2
@@ -153,7 +152,7 @@ def test_rounds_and_runs_cost_one_label_and_the_ledger_says_why(shop: PartnerCon
     worker.train(task_for(worker, 1, run_id="another"))
     events = Ledger(Path(shop.ledger)).events()
     assert [(event.run_id, event.round) for event in events] == [("run", 1), ("run", 2), ("another", 1)]
-    assert {event.labels for event in events} == {NoisyLabels(shop).identity()}
+    assert {event.labels for event in events} == {noisy_labels(shop).identity()}
     assert {(event.unit, event.mechanism) for event in events} == {("label", "randomised_response")}
     assert 0.999 < worker.epsilon_spent() <= 1.0
 
@@ -183,7 +182,7 @@ def test_promise_2_a_ledger_of_labels_holds_no_users(shop: PartnerConfig) -> Non
 
 
 def test_nobody_at_all_and_a_user_of_two_partners(shop: PartnerConfig) -> None:
-    assert NoisyLabels(shop).flipped(ROWS[:0]).empty
+    assert noisy_labels(shop).flipped(ROWS[:0]).empty
     user_level = stated(replace(shop.privacy, mode="local", noise_multiplier=1.0))
     for bound in for_a_user_of_both(stated(shop.privacy), user_level).values():
         assert bound == NOTHING  # labels are bounded, users are not
@@ -254,8 +253,8 @@ def test_answers_that_the_ledger_knows_and_the_folder_lacks_are_refused(shop: Pa
 
 def test_another_data_card_draws_under_another_key(shop: PartnerConfig) -> None:
     """What names a row has changed, so the same click may have a second draw: that is charged as one."""
-    before, name = answers(shop), NoisyLabels(shop).identity()
+    before, name = answers(shop), noisy_labels(shop).identity()
     card = Path(shop.card)
     card.write_text(card.read_text(encoding="utf-8").replace('unit = "seconds"', 'unit = "milliseconds"'), "utf-8")
-    assert NoisyLabels(shop).identity() != name
+    assert noisy_labels(shop).identity() != name
     assert (answers(shop) != before).any()

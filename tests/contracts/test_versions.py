@@ -17,7 +17,7 @@ from dp_events import release
 from flwr.app import ConfigRecord, RecordDict
 from kits import Operator, consortium
 from overlap_pair import NOW, write_pair
-from partner_folder import task_for, write_partner
+from partner_folder import noisy_labels, task_for, write_partner
 from safetensors import safe_open
 from safetensors.numpy import save
 
@@ -25,7 +25,7 @@ from client.anchors import HeadFile
 from client.deployment import load_client
 from client.erasure import Erased
 from client.identity import new_identity
-from client.labels import DRAWN_VERSION, NoisyLabels
+from client.labels import DRAWN_VERSION
 from client.overlap.answers import Answer, AnswerLog
 from client.overlap.exchange import Overlap
 from client.participant import _Register
@@ -282,7 +282,7 @@ EVENT = release()
 
 def _labels(place: Place) -> Any:
     config, rows = place.partner(mode="label", epsilon=1.0, noise_multiplier=None), random_rows(3)
-    labels = NoisyLabels(config)
+    labels = noisy_labels(config)
     labels.flipped(rows)
     (path,) = (Path(config.state) / "labels").glob("*.drawn")
     data = bytearray(path.read_bytes())

@@ -13,9 +13,10 @@ import pytest
 import tomli_w
 import torch
 from conftest import random_features
+from partner_folder import noisy_labels
 
 from client.gradients import GradientHooks
-from client.labels import NoisyLabels, unbiased
+from client.labels import unbiased
 from client.partner import PartnerAggregation, PartnerConfig
 from client.training import clipped_sum
 from common.card import canonical_card
@@ -56,7 +57,7 @@ def deviations(flipped_N: np.ndarray, probability: float) -> float:
 @pytest.mark.parametrize("asked", [0.5, 1.0, 2.0, 4.0])
 def test_labels_are_flipped_at_the_claimed_rate_and_no_other(tmp_path: Path, asked: float) -> None:
     """Of clicks and of non-clicks alike; two thirds and three halves of the rate are rejected."""
-    labels = NoisyLabels(partner(tmp_path, replace(CLAIMED, epsilon=asked)))
+    labels = noisy_labels(partner(tmp_path, replace(CLAIMED, epsilon=asked)))
     clicked_N = np.random.default_rng(1).random(ROWS) < 0.2
     flipped_N = labels.flipped(log_of(clicked_N))["clicked"].to_numpy() != clicked_N
     claimed = 1 / (1 + np.exp(asked))
@@ -68,9 +69,9 @@ def test_labels_are_flipped_at_the_claimed_rate_and_no_other(tmp_path: Path, ask
 
 def test_flips_of_neighbouring_rows_and_of_two_partners_are_unrelated(tmp_path: Path) -> None:
     zeros_N = np.zeros(ROWS)
-    first_N = NoisyLabels(partner(tmp_path / "a")).flipped(log_of(zeros_N))["clicked"].to_numpy()
+    first_N = noisy_labels(partner(tmp_path / "a")).flipped(log_of(zeros_N))["clicked"].to_numpy()
     other = replace(partner(tmp_path / "b"), name="other")
-    second_N = NoisyLabels(other).flipped(log_of(zeros_N))["clicked"].to_numpy()
+    second_N = noisy_labels(other).flipped(log_of(zeros_N))["clicked"].to_numpy()
     both = CLAIMED.flip_probability**2
     assert deviations(first_N[1:] & first_N[:-1], both) < 4  # neighbours share a row, so a little wider than 3
     assert deviations(first_N & second_N, both) < 3
@@ -117,7 +118,7 @@ def gradient(model: ClickModel, rows: UserRows) -> np.ndarray:
 
 def test_the_gradient_that_is_trained_with_is_autograds(tmp_path: Path) -> None:
     rows = random_features(6, seed=2)
-    answers = NoisyLabels(partner(tmp_path)).flipped(log_of(rows.label_NL[:, 0]))["clicked"].to_numpy()
+    answers = noisy_labels(partner(tmp_path)).flipped(log_of(rows.label_NL[:, 0]))["clicked"].to_numpy()
     assert (answers != rows.label_NL[: len(answers), 0]).any()
     noisy = replace(rows, label_NL=unbiased(answers, CLAIMED.flip_probability)[:, None])
     assert noisy.label_NL.min() < 0 < 1 < noisy.label_NL.max()
