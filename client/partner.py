@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from common.addresses import UNIX, require_local
 from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
-from common.config_checks import label_checks
+from common.config_checks import item_rate_checks, label_checks
 from common.errors import ConfigError
 from common.kit import take_version
 from common.lineage import MOST_MODEL_BYTES
@@ -124,23 +124,10 @@ class PartnerConfig:
                 f" aggregation.least_participants at least 2 over aggregation.colluders (they are"
                 f" {self.aggregation.least_participants} and {self.aggregation.colluders})"
             )
-        if problems := label_checks(self.privacy):
+        method, rates = self.aggregation.method, self.model.item_rates
+        if problems := [*label_checks(self.privacy), *item_rate_checks(rates, self.privacy, method)]:
             raise ConfigError("\n".join(f"{self.name}: {problem}" for problem in problems))
-        self._require_item_rates()
-
-    def _require_item_rates(self) -> None:
-        rates, privacy = self.model.item_rates, self.privacy
-        if rates == "exact" and privacy.mode != "none":
-            raise ConfigError(f'{self.name}: model.item_rates = "exact" needs exact counts, which are not private')
-        if rates != "private":
-            return
-        if not privacy.noised or privacy.unit != "user" or self.aggregation.method != "secure":
-            raise ConfigError(
-                f'{self.name}: model.item_rates = "private" needs privacy.mode "local" or "distributed", privacy.unit'
-                f' "user" and aggregation.method "secure" (they are "{privacy.mode}", "{privacy.unit}" and'
-                f' "{self.aggregation.method}")'
-            )
-        if privacy.statistics_noise_multiplier is None:
+        if rates == "private" and self.privacy.statistics_noise_multiplier is None:
             raise ConfigError(
                 f"{self.name}: privacy.statistics_noise_multiplier is unset; a partner states its own noise"
                 ' (model.item_rates = "private")'

@@ -19,7 +19,8 @@ def contradictions(config: "Config") -> list[str]:
             f"round.local_steps = {rounds.local_steps}: at most privacy.max_local_steps = {privacy.max_local_steps};"
             " lower the one or raise the other"
         )
-    problems += [*_statistics_checks(config), *label_checks(privacy)]
+    problems += item_rate_checks(config.model.item_rates, privacy, config.aggregation.method)
+    problems += label_checks(privacy)
     if privacy.mode == "label" and data.source == "generated" and data.generator.purchase_rate > 0:
         problems.append(
             f'data.generator.purchase_rate = {data.generator.purchase_rate:g}: must be 0 with privacy.mode = "label",'
@@ -44,9 +45,14 @@ def contradictions(config: "Config") -> list[str]:
     return problems
 
 
-def _statistics_checks(config: "Config") -> list[str]:
-    """Returns what item rates ask of the rest of a configuration."""
-    rates, privacy = config.model.item_rates, config.privacy
+def item_rate_checks(rates: str, privacy: "PrivacyConfig", method: str) -> list[str]:
+    """Returns what item rates ask of the rest, in a run's file and in a partner's own.
+
+    Args:
+        rates: `model.item_rates`.
+        privacy: the privacy table.
+        method: `aggregation.method`.
+    """
     problems: list[str] = []
     if rates == "exact" and privacy.mode != "none":
         problems.append(
@@ -63,7 +69,7 @@ def _statistics_checks(config: "Config") -> list[str]:
             'model.item_rates = "private" with privacy.mode = "label": its unit is the user, and a ledger keeps to one;'
             ' set it to "none", or privacy.mode to "local" or "distributed"'
         )
-    if rates == "private" and config.aggregation.method != "secure":
+    if rates == "private" and method != "secure":
         problems.append('model.item_rates = "private": needs aggregation.method = "secure"')
     if rates == "private" and privacy.unit != "user":
         problems.append(

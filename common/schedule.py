@@ -52,11 +52,8 @@ def with_statistics_noise(config: Config) -> Config:
     privacy = config.privacy
     if config.model.item_rates != "private" or privacy.statistics_noise_multiplier is not None:
         return config
-    aim, releases = (
-        privacy.statistics_epsilon or _SHARE * privacy.epsilon,
-        num_releases(config, config.round.num_rounds),
-    )
-    noise = calibrate_noise(aim, privacy.delta, 1.0, releases)
+    aim = privacy.statistics_epsilon or _SHARE * privacy.epsilon
+    noise = calibrate_noise(aim, privacy.delta, 1.0, num_releases(config, config.round.num_rounds))
     return replace(config, privacy=replace(privacy, statistics_noise_multiplier=noise))
 
 
