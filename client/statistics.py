@@ -15,14 +15,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from client.budget import Budget
+from client.charging import charged_once
 from client.distributed import rounding_bound, say_why, skellam
 from client.partner import PartnerConfig
-from client.release import statistics_event
 from client.sent import SentFile
 from client.training import Randomness
 from common.errors import BudgetExhausted, ProtocolError
 from common.histogram import Catalogue, Terms, counted, gridded_histogram
 from common.histogram_messages import HistogramTask, terms_hash
+from common.privacy.events import DpEvent
+from common.privacy.releases import statistics_event
 from common.secagg.wire import SessionId
 
 log = logging.getLogger("hushclick.partner")
@@ -121,7 +123,7 @@ class Histograms:
         self._require_private()
         if self._sent(session.run_id).answered(session.round):
             return
-        if self._budget.affordable_rounds(statistics_event(self._config, session)) == 0:
+        if self._budget.affordable_rounds(self._event(session)) == 0:
             raise BudgetExhausted("another release of statistics does not fit the budget")
 
     def contribution(self, task: HistogramTask, session: SessionId) -> NDArray[np.int64]:
@@ -136,16 +138,18 @@ class Histograms:
         rounding_bound(step.catalogue.length, step.terms.clip, step.grid)  # what cannot be made must cost nothing
         if step.part_deviation >= _MOST_DEVIATION:
             raise ProtocolError(f"a grid of 2^{task.grid_bits}: noise on it would not fit; use fewer grid bits")
-        earlier_D = sent.reuse(task, self.shared)
-        if earlier_D is not None:
-            return earlier_D
-        reservation = self._budget.reserve(statistics_event(self._config, session))
-        label = f"{self._config.name} statistics {task.number}"
-        noise = Randomness(self._config.privacy.fixed_seed, label, 0).noise
-        sum_D = noised_histogram(self._data, step, noise, self._failed)
-        sent.keep(task, self.shared, sum_D)
-        self._budget.commit(reservation)
-        return sum_D
+        noise = Randomness(self._config.privacy.fixed_seed, f"{self._config.name} statistics {task.number}", 0).noise
+        return charged_once(
+            task,
+            self.shared,
+            sent,
+            self._budget,
+            lambda: self._event(session),
+            lambda: noised_histogram(self._data, step, noise, self._failed),
+        )
+
+    def _event(self, session: SessionId) -> DpEvent:
+        return statistics_event(self._config.privacy, self._config.noise_shares, session)
 
     def step(self, task: HistogramTask) -> HistogramStep:
         """Returns the histogram that a task asks for, under this partner's own terms."""

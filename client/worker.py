@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from client.anchors import HeadFile
 from client.budget import Budget
+from client.charging import charged_once
 from client.distributed import SharedStep, noised_step
 from client.participant import Participant, participant_of
 from client.partner import PartnerConfig
 from client.received import Received
-from client.release import label_event, training_event
 from client.retention import Deleted, tidy
 from client.sent import SentFile, exclusive
 from client.statistics import Histograms
@@ -52,6 +52,7 @@ from common.model.click_model import ClickModel, build_model
 from common.pretrained import locate
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
+from common.privacy.releases import label_event, training_event
 from common.secagg.coding import Coding, encode, require_codable
 from common.secagg.graph import MOST_COMPLETE
 from common.secagg.wire import Advertisement, SessionId
@@ -296,23 +297,17 @@ class Worker(UserData):
     def _contribution(self, task: TrainTask, shared: bytes) -> NDArray[Any]:
         """Returns the update of this round: what was sent before, or a reserved, trained and persisted new one."""
         sent = SentFile(Path(self.config.state), task.run_id)
-        earlier_D = sent.reuse(task, shared)
-        return self._new_contribution(task, shared, sent) if earlier_D is None else earlier_D
+        return charged_once(task, shared, sent, self._budget, lambda: self._event_of(task), lambda: self._train(task))
 
-    def _new_contribution(self, task: TrainTask, shared: bytes, sent: SentFile) -> NDArray[Any]:
-        session = SessionId(task.run_id, task.round, task.attempt)
+    def _event_of(self, task: TrainTask) -> DpEvent:
         if self._labels:
             self._data()  # labels are flipped before the ledger says which
-        reservation = self._budget.reserve(self._event(session, task.plan.local_steps))
-        update_D = self._train(task)
-        sent.keep(task, shared, update_D)
-        self._budget.commit(reservation)
-        return update_D
+        return self._event(SessionId(task.run_id, task.round, task.attempt), task.plan.local_steps)
 
     def _event(self, session: SessionId, steps: int) -> DpEvent:
         if self._labels:
-            return label_event(self.config, session, self._labels.identity())
-        return training_event(self.config, session, steps)
+            return label_event(self.config.privacy, session, self._labels.identity())
+        return training_event(self.config.privacy, self.config.noise_shares, session, steps)
 
     def _check(self, task: TrainTask) -> None:
         self._require_steps(task.plan.local_steps)

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from common.config import Config
 from common.lineage import Claim
 from common.noise_shares import noise_shares
-from common.privacy.events import DpEvent, Mechanism
+from common.privacy.events import DpEvent
+from common.privacy.releases import label_event, statistics_event, training_event
 from common.privacy.statement import privacy_statement
 from common.schedule import num_releases, run_of_release
+from common.secagg.wire import SessionId
 from server.cohort import draw_cohort
 
 BASIS = (
@@ -16,7 +18,6 @@ BASIS = (
     " and keeps its own ledger, and that ledger is what counts"
 )
 _ONE_KEY = f"{0:016x}:1"  # a server never learns a partner's
-_MECHANISMS: dict[str, Mechanism] = {"local": "poisson_gaussian", "distributed": "poisson_skellam"}
 
 
 def rounds_of_the_busiest(config: Config, partners: Iterable[str], rounds: int, *, steady: bool) -> int:
@@ -51,10 +52,7 @@ def claimed(config: Config, run_id: str, rounds: int, asked: int = 0) -> Claim:
     if privacy.mode == "none" or (privacy.noised and privacy.noise_multiplier is None):
         sentence = "No differential privacy: the model and every update may reveal single users."
         return Claim(mode="none", sentence=sentence, basis=BASIS, rounds=rounds)
-    make = _event if privacy.noised else _label_event
-    events = [make(config, run_id, number) for number in range(1, rounds + 1)]
-    events += [_statistics_event(config, run_id, number) for number in range(num_releases(config, asked or rounds))]
-    statement = privacy_statement(events, privacy.delta)
+    statement = privacy_statement(_events(config, run_id, rounds, asked or rounds), privacy.delta)
     return Claim(
         mode=privacy.mode,
         sentence=statement.sentence(),
@@ -83,65 +81,14 @@ def _finite(epsilon: float) -> float | None:
     return epsilon if math.isfinite(epsilon) else None
 
 
-def _statistics_event(config: Config, run_id: str, number: int) -> DpEvent:
-    privacy = config.privacy
-    return DpEvent(
-        run_id=run_of_release(run_id, number),
-        round=0,
-        attempt=0,
-        purpose="statistics",
-        mechanism="poisson_skellam",
-        unit="user",
-        adjacency="add_remove",
-        noise_multiplier=privacy.statistics_noise_multiplier or 0.0,
-        sampling_rate=1.0,
-        steps=1,
-        clip=privacy.statistics_clip,
-        fixed_seed=privacy.fixed_seed is not None,
-        mode=privacy.mode,
-        shares=noise_shares(config),
-    )
-
-
-def _label_event(config: Config, run_id: str, number: int) -> DpEvent:
-    """Returns a round of mode "label" at a partner that flipped its labels with one key, once."""
-    privacy = config.privacy
-    return DpEvent(
-        run_id=run_id,
-        round=number,
-        attempt=0,
-        purpose="training",
-        mechanism="randomised_response",
-        unit="label",
-        adjacency="replace_label",
-        noise_multiplier=0.0,
-        sampling_rate=1.0,
-        steps=1,
-        clip=0.0,
-        fixed_seed=privacy.fixed_seed is not None,
-        mode="label",
-        impressions=privacy.max_impressions_per_user,
-        flip_probability=privacy.flip_probability,
-        labels=_ONE_KEY,
-    )
-
-
-def _event(config: Config, run_id: str, number: int) -> DpEvent:
-    privacy = config.privacy
-    return DpEvent(
-        run_id=run_id,
-        round=number,
-        attempt=0,
-        purpose="training",
-        mechanism=_MECHANISMS[privacy.mode],
-        unit=privacy.unit,
-        adjacency="add_remove",
-        noise_multiplier=privacy.noise_multiplier or 0.0,
-        sampling_rate=privacy.sampling_rate,
-        steps=config.round.local_steps,
-        clip=privacy.clip,
-        fixed_seed=privacy.fixed_seed is not None,
-        mode=privacy.mode,
-        shares=noise_shares(config),
-        impressions=privacy.units_per_user,
-    )
+def _events(config: Config, run_id: str, rounds: int, asked: int) -> list[DpEvent]:
+    """Returns what a partner releases that is asked in so many rounds, of a run that had `asked`."""
+    privacy, shares = config.privacy, noise_shares(config)
+    sessions = [SessionId(run_id, number, 0) for number in range(1, rounds + 1)]
+    if not privacy.noised:  # of one key, whose labels were read once
+        return [label_event(privacy, session, _ONE_KEY) for session in sessions]
+    statistics = [SessionId(run_of_release(run_id, number), 0, 0) for number in range(num_releases(config, asked))]
+    return [
+        *(training_event(privacy, shares, session, config.round.local_steps) for session in sessions),
+        *(statistics_event(privacy, shares, session) for session in statistics),
+    ]

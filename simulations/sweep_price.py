@@ -13,14 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from client.budget import Budget
-from client.partner import PartnerAggregation, PartnerConfig
-from client.release import training_event
 from common.config import Config, PrivacyConfig
 from common.errors import BudgetExhausted, ConfigError, UsageError
 from common.noise_shares import noise_shares
 from common.privacy.accounting import MAX_EPSILON, composed_epsilon, merge, rounded_up
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
+from common.privacy.releases import training_event
 from common.privacy.views import View, as_seen, bounds_of, noise_left
 from common.runfolder import RunFolder, partner_name, write_json
 from common.schedule import statistics_cost
@@ -170,19 +169,8 @@ class Charges:
 
 def _pooled_event(cell: Cell) -> DpEvent:
     """Returns the facts of a whole pooled run as one release: its steps have the same noise and rate."""
-    config = cell.config
-    holder = PartnerConfig(
-        name="pooled",
-        clicks="",
-        card="",
-        ledger="",
-        state="",
-        declared_users=1,
-        model=config.model,
-        privacy=config.privacy,
-        aggregation=PartnerAggregation(method="plain"),
-    )
-    return training_event(holder, SessionId(f"sweep {cell.name}"[:200], 0, 0), config.round.num_rounds)
+    config = cell.config  # of one holder, who adds the whole noise
+    return training_event(config.privacy, 1, SessionId(f"sweep {cell.name}"[:200], 0, 0), config.round.num_rounds)
 
 
 def groups_of(cell: Cell) -> tuple[Group, ...]:

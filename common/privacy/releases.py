@@ -1,25 +1,29 @@
-"""What a round of training, or a release of statistics, releases: as the facts that the ledger keeps."""
+"""What a round of training, or a release of statistics, releases: as facts, for a ledger or for a server's claim.
 
-from client.partner import PartnerConfig
+A partner's ledger keeps them under the partner's own policy; the server's claim and the price of a sweep are made of
+the same facts under the run's configuration. So where both say the same noise, both give the same epsilon.
+"""
+
+from typing import Any
+
+from common.config import PrivacyConfig
 from common.privacy.events import DpEvent, Mechanism
 from common.secagg.wire import SessionId
 
 _MECHANISMS: dict[str, Mechanism] = {"local": "poisson_gaussian", "distributed": "poisson_skellam", "none": "none"}
 
 
-def label_event(config: PartnerConfig, session: SessionId, labels: str) -> DpEvent:
+def label_event(privacy: PrivacyConfig, session: SessionId, labels: str) -> DpEvent:
     """Returns the facts of one round that was made of flipped labels, however many steps it had.
 
     Args:
-        config: the partner's own.
+        privacy: the policy.
         session: of the round.
-        labels: which flipped labels, as `NoisyLabels.identity` says it.
+        labels: which flipped labels, as `DpEvent.labels` says it.
     """
-    privacy = config.privacy
-    return DpEvent(
-        run_id=session.run_id,
-        round=session.round,
-        attempt=session.attempt,
+    return _event(
+        privacy,
+        session,
         purpose="training",
         mechanism="randomised_response",
         unit="label",
@@ -28,21 +32,23 @@ def label_event(config: PartnerConfig, session: SessionId, labels: str) -> DpEve
         sampling_rate=1.0,
         steps=1,
         clip=0.0,
-        fixed_seed=privacy.fixed_seed is not None,
-        mode="label",
         impressions=privacy.max_impressions_per_user,
         flip_probability=privacy.flip_probability,
         labels=labels,
     )
 
 
-def statistics_event(config: PartnerConfig, session: SessionId) -> DpEvent:
-    """Returns the facts of one release of private statistics: every user is in it, in one step."""
-    privacy = config.privacy
-    return DpEvent(
-        run_id=session.run_id,
-        round=session.round,
-        attempt=session.attempt,
+def statistics_event(privacy: PrivacyConfig, shares: int, session: SessionId) -> DpEvent:
+    """Returns the facts of one release of private statistics: every user is in it, in one step.
+
+    Args:
+        privacy: the policy.
+        shares: parts of the noise in every sum.
+        session: in which it is summed.
+    """
+    return _event(
+        privacy,
+        session,
         purpose="statistics",
         mechanism="poisson_skellam",
         unit="user",
@@ -51,19 +57,22 @@ def statistics_event(config: PartnerConfig, session: SessionId) -> DpEvent:
         sampling_rate=1.0,
         steps=1,
         clip=privacy.statistics_clip,
-        fixed_seed=privacy.fixed_seed is not None,
-        mode=privacy.mode,
-        shares=config.noise_shares,
+        shares=shares,
     )
 
 
-def training_event(config: PartnerConfig, session: SessionId, steps: int) -> DpEvent:
-    """Returns the facts of one round of training under a partner's own privacy configuration."""
-    privacy = config.privacy
-    return DpEvent(
-        run_id=session.run_id,
-        round=session.round,
-        attempt=session.attempt,
+def training_event(privacy: PrivacyConfig, shares: int, session: SessionId, steps: int) -> DpEvent:
+    """Returns the facts of one round of training.
+
+    Args:
+        privacy: the policy.
+        shares: parts of the noise in every sum.
+        session: of the round.
+        steps: local steps.
+    """
+    return _event(
+        privacy,
+        session,
         purpose="training",
         mechanism=_MECHANISMS[privacy.mode],
         unit=privacy.unit,
@@ -72,8 +81,18 @@ def training_event(config: PartnerConfig, session: SessionId, steps: int) -> DpE
         sampling_rate=privacy.sampling_rate,
         steps=steps,
         clip=privacy.clip,
+        shares=shares,
+        impressions=privacy.units_per_user,
+    )
+
+
+def _event(privacy: PrivacyConfig, session: SessionId, **facts: Any) -> DpEvent:
+    """Returns a release under a policy; how it was noised is the caller's to say."""
+    return DpEvent(
+        run_id=session.run_id,
+        round=session.round,
+        attempt=session.attempt,
         fixed_seed=privacy.fixed_seed is not None,
         mode=privacy.mode,
-        shares=config.noise_shares,
-        impressions=privacy.units_per_user,
+        **facts,
     )

@@ -14,6 +14,7 @@ PARTICIPANT, WORKER, SENT = "client/participant.py", "client/worker.py", "client
 SECURE = "server/secure.py"
 RECEIVED, LINEAGE = "client/received.py", "common/lineage.py"
 STATISTICS = "client/statistics.py"
+CHARGING = "client/charging.py"
 BUDGET, LEDGER, CHAIN = "client/budget.py", "common/privacy/ledger.py", "common/privacy/chain.py"
 
 _HOSTILE = "tests/hostile/test_hostile_{}.py::test_{}"
@@ -167,9 +168,9 @@ PARTNER_MUTATIONS = (
     _hostile(PARTICIPANT, "rounds", "a_round_that_is_two_ahead_ends_the_one_that_is_under_way", ("self._final = max(self._final, session.round - 2)", "pass")),
     _hostile(PARTICIPANT, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ("if session.round <= self._closed:", "if False:")),
     _hostile(PARTICIPANT, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", (".close(opened.task.session.round)", "._path")),
-    _hostile(STATISTICS, "statistics", "a_retry_gets_the_same_noisy_vector_and_is_charged_once", ("earlier_D = sent.reuse(task, self.shared)", "earlier_D = None")),
-    _hostile(STATISTICS, "statistics", "a_budget_that_went_meanwhile_refuses_before_data_is_touched", ("reservation = self._budget.reserve(statistics_event(self._config, session))", "reservation = 0"), ("self._budget.commit(reservation)", "pass")),
-    _hostile(STATISTICS, "statistics", "every_release_is_charged_and_one_too_many_refused_before_data_is_touched", ("if self._budget.affordable_rounds(statistics_event(self._config, session)) == 0:", "if False:")),
+    _hostile(CHARGING, "statistics", "a_retry_gets_the_same_noisy_vector_and_is_charged_once", ("earlier_D = sent.reuse(task, shared)", "earlier_D = None")),
+    _hostile(CHARGING, "statistics", "a_budget_that_went_meanwhile_refuses_before_data_is_touched", ("reservation = budget.reserve(event())", "reservation = 0"), ("budget.commit(reservation)", "pass")),
+    _hostile(STATISTICS, "statistics", "every_release_is_charged_and_one_too_many_refused_before_data_is_touched", ("if self._budget.affordable_rounds(self._event(session)) == 0:", "if False:")),
     _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('once = self.config.privacy.mode == "distributed"', "once = False")),
     _hostile(WORKER, "shared_noise", "noise_is_not_shared_among_neighbours", ("self._require_complete(task)\n", "\n")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        self._check(task)", "self._check(task)")),
