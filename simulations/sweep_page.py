@@ -10,20 +10,17 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from common.runfolder import write_atomically
+from simulations.page import write_html
 from simulations.sweep_table import closing, line_name, span
 
 _COLOURS = {"local": "#d98200", "distributed": "#2f7fd0", "pooled": "#159a72", "none": "#7a8794"}
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _BESIDE = 1.012  # marks of one epsilon stand side by side, so that their intervals can be told apart
 _FLOORS = {"base_rate": "#b0453a", "logistic_regression": "#8a6bb0"}
-_CONTENT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _STYLE = (
-    "body{max-width:64rem;margin:0 auto;padding:2rem 1.25rem;font:1rem/1.5 system-ui,sans-serif;color:#1c2128}"
-    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}"
     "th,td{padding:.25rem .6rem;border-bottom:1px solid #d5dbe1;text-align:right}"
     "th:first-child,td:first-child{text-align:left}caption{text-align:left;color:#59636e;padding:1.6rem 0 .4rem}"
-    ".loud{background:#fdecea;color:#b3261e;padding:.5rem .8rem}p{max-width:56rem}"
+    ".loud{background:#fdecea;color:#b3261e;padding:.5rem .8rem}"
 )
 Lines = Sequence[Mapping[str, Any]]
 
@@ -40,11 +37,7 @@ def write_page(result: Mapping[str, Any], path: Path) -> None:
         _table("Floors, on the same rows", ("", "AUC", "note"), _floor_rows(result["floors"])),
         _table("Cells", _CELL_COLUMNS, map(_cell_row, result["cells"])),
     ]
-    head = (
-        f'<!doctype html><html lang="en-GB"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}"><style>{_STYLE}</style></head><body>'
-    )
-    write_atomically(path, (head + "\n".join(parts) + "</body></html>\n").encode("utf-8", "replace"))
+    write_html(path, title, parts, _STYLE)
 
 
 def sweep_figure(result: Mapping[str, Any]) -> Any:

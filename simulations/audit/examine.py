@@ -26,6 +26,7 @@ from simulations.audit.findings import Finding, Verdict
 from simulations.audit.membership import Roc, confidence_of, likelihood_ratios, roc_of
 from simulations.audit.observed import Observation, Watching
 from simulations.audit.subject import Subject, without_users_of
+from simulations.audit.userrows import rows_by_user
 from simulations.audit.views import Scale
 
 _CONTROL_ROUNDS = 2
@@ -188,7 +189,7 @@ def _black_box(subject: Subject, canaries: Canaries) -> Finding:
 
 def _learnt(before: ClickModel, after: ClickModel, rows: UserRows) -> NDArray[np.float64]:
     """Returns by how much surer the final model is of each canary than the one that training began with."""
-    units = [np.arange(start, stop) for start, stop in zip(rows.offset_U1[:-1], rows.offset_U1[1:], strict=True)]
+    units = rows_by_user(rows)
     return confidence_of(after, rows, units) - confidence_of(before, rows, units)
 
 
@@ -251,7 +252,7 @@ def _membership(subject: Subject) -> tuple[list[Finding], Curves]:
         says = f"{len(users)} users: nobody's membership can be told from anybody's"
         return [Finding(test="membership inference", verdict="no verdict", says=says)], {}
     rows = subject.features(pd.concat([log[log["user"].isin(set(targets))] for log in subject.logs]))
-    units = [np.arange(start, stop) for start, stop in zip(rows.offset_U1[:-1], rows.offset_U1[1:], strict=True)]
+    units = rows_by_user(rows)
     inside_RT = generator.random((audit.shadow_runs + 1, len(targets))) < 0.5
     confidences: list[NDArray[np.float64]] = []
     claims: list[PrivacyStatement] = []

@@ -7,8 +7,8 @@ anything else that lets one unit move what leaves by more than the clip.
 Legend: N rows, D parameters, U users, M rows of a user, T steps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from common.messages import TrainingPlan
 from common.model.click_model import ClickModel
 from common.vector import read_vector
 from simulations.audit.findings import Finding, Verdict
+from simulations.audit.userrows import few_users, first_users, gather, rows_by_user, units_of
 
 _USERS = 8  # beside the one that comes and goes
 LEAST_CHANGE = 0.1  # of the clip: a search that finds less has tried nothing
@@ -128,9 +129,7 @@ def sampling(rows: UserRows, privacy: PrivacyConfig, seed: int) -> Finding:
     few = first_users(rows, max(1, _SAMPLER_UNITS // 50))
     units = sum(len(row_M) > 0 for row_M in units_of(few, privacy))
     steps = max(50, min(2000, 50 * _SAMPLER_UNITS // max(units, 1)))
-    step = DpStep(privacy.sampling_rate, 0.0, privacy.clip, privacy.max_impressions_per_user, 1.0, privacy.unit)
-    randomness = Randomness(seed, "audit", 1)
-    drawn = _drawn_units(few, step, steps, randomness.sampling, shared=privacy.mode == "distributed")
+    drawn = _drawn_units(few, privacy, steps, Randomness(seed, "audit", 1).sampling)
     rate = privacy.sampling_rate
     size_T, again = drawn.sum(1), int((drawn[1:] & drawn[:-1]).sum())
     if rate >= 1:
@@ -171,55 +170,6 @@ def sampling(rows: UserRows, privacy: PrivacyConfig, seed: int) -> Finding:
     return Finding(test="sampling", verdict="violation" if wrong else "holds", says=says, figures=figures)
 
 
-def few_users(rows: UserRows, count: int, most_rows: int, generator: np.random.Generator) -> UserRows:
-    """Returns some users, each with its latest rows up to a bound; the one with the most rows is among them."""
-    length_U = np.diff(rows.offset_U1)
-    longest = int(length_U.argmax())
-    others = np.setdiff1d(np.flatnonzero(length_U > 0), [longest])
-    drawn = generator.permutation(others)[: count - 1]
-    return gather(rows, [_latest(rows, int(user), most_rows) for user in [*sorted(drawn), longest]])
-
-
-def first_users(rows: UserRows, count: int) -> UserRows:
-    """Returns the first so many users."""
-    last = min(count, rows.num_users)
-    stop = int(rows.offset_U1[last])
-    return replace(
-        rows,
-        offset_U1=rows.offset_U1[: last + 1],
-        text_N=rows.text_N[:stop],
-        label_NL=rows.label_NL[:stop],
-        dense_NF=rows.dense_NF[:stop],
-        history_NH=rows.history_NH[:stop],
-    )
-
-
-def units_of(rows: UserRows, privacy: PrivacyConfig) -> list[NDArray[np.int64]]:
-    """Returns the row numbers of every unit that can be sampled."""
-    everybody = DpStep(1.0, 0.0, privacy.clip, privacy.max_impressions_per_user, 1.0, privacy.unit)
-    return training.sample_units(rows, everybody, np.random.default_rng(0))
-
-
-def gather(rows: UserRows, users: Sequence[NDArray[np.int64]]) -> UserRows:
-    """Returns a log of these users, each given by row numbers; history that is not among them is left out."""
-    row_N = np.concatenate([*users, np.zeros(0, np.int64)]).astype(np.int64)
-    offset_U1 = np.cumsum([0, *map(len, users)]).astype(np.int64)
-    history_NH = np.full((len(row_N), rows.history_NH.shape[1]), -1, np.int64)
-    for start, row_M in zip(offset_U1, users, strict=False):
-        place = {int(row): int(start) + index for index, row in reversed(list(enumerate(row_M)))}
-        for index, row in enumerate(row_M):
-            known = [place.get(int(past), -1) for past in rows.history_NH[row]]
-            history_NH[start + index] = sorted(known, key=lambda past: past < 0)
-    return replace(
-        rows,
-        offset_U1=offset_U1,
-        text_N=rows.text_N[row_N],
-        label_NL=rows.label_NL[row_N],
-        dense_NF=rows.dense_NF[row_N],
-        history_NH=history_NH,
-    )
-
-
 def _logs(
     rows: UserRows,
     own_D: NDArray[np.float32],
@@ -228,7 +178,7 @@ def _logs(
     generator: np.random.Generator,
 ) -> Iterator[Neighbour[Log]]:
     """Yields whole logs that differ in one hostile user (unit user), or in a user of one hostile row."""
-    own = [np.arange(start, stop) for start, stop in zip(rows.offset_U1[:-1], rows.offset_U1[1:], strict=True)]
+    own = rows_by_user(rows)
     unit_M, others = own[-1][:most], own[:-1]
     units = hostile_units(rows, unit_M, others, most, generator)
     for weights, model_D in hostile_models(own_D, generator).items():
@@ -242,11 +192,6 @@ def _logs(
                     yield Neighbour(name, without, Log(model_D, gather(changed, users)))
 
 
-def _latest(rows: UserRows, user: int, most: int) -> NDArray[np.int64]:
-    stop = int(rows.offset_U1[user + 1])
-    return np.arange(max(int(rows.offset_U1[user]), stop - most), stop)
-
-
 def _drawn(neighbours: list[Neighbour[Sample]], count: int, generator: np.random.Generator) -> list[Neighbour[Sample]]:
     """Returns so many of them, in their order, which keeps those of one sample together."""
     kept = np.sort(generator.permutation(len(neighbours))[:count])
@@ -254,14 +199,15 @@ def _drawn(neighbours: list[Neighbour[Sample]], count: int, generator: np.random
 
 
 def _drawn_units(
-    rows: UserRows, step: DpStep, steps: int, generator: np.random.Generator, *, shared: bool
+    rows: UserRows, privacy: PrivacyConfig, steps: int, generator: np.random.Generator
 ) -> NDArray[np.bool_]:
     """Returns which units were in which step, [T, units], by the sampler that the mode's step calls."""
-    sampler = vars(distributed if shared else training)["sample_units"]
+    sampler = vars(distributed if privacy.mode == "distributed" else training)["sample_units"]
+    step = DpStep(privacy.sampling_rate, 0.0, privacy.clip, privacy.max_impressions_per_user, 1.0, privacy.unit)
     # A unit is known by its rows: a user's row number finds the user, and a row is a unit of its own.
     user_N = np.repeat(np.arange(rows.num_users), np.diff(rows.offset_U1))
     unit_N = user_N if step.unit == "user" else np.arange(len(user_N))
-    known = sorted({int(unit_N[row_M[0]]) for row_M in _all_units(rows, step) if len(row_M)})
+    known = sorted({int(unit_N[row_M[0]]) for row_M in units_of(rows, privacy) if len(row_M)})
     kept = {unit: place for place, unit in enumerate(known)}
     drawn = np.zeros((steps, len(kept)), bool)
     for number in range(steps):
@@ -269,10 +215,6 @@ def _drawn_units(
             if len(row_M):
                 drawn[number, kept[int(unit_N[row_M[0]])]] = True
     return drawn
-
-
-def _all_units(rows: UserRows, step: DpStep) -> list[NDArray[np.int64]]:
-    return training.sample_units(rows, replace(step, sampling_rate=1.0), np.random.default_rng(0))
 
 
 def _of_change(test: str, found: Change, privacy: PrivacyConfig, what: str) -> Finding:

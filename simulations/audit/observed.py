@@ -10,7 +10,7 @@ Legend: D parameters, T rounds, P partners.
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from common.secagg.wire import MaskTask, SessionId, Upload
 from server.app import run as run_server
 from simulations.audit.answers import Answer, listening
 from simulations.audit.crafted import Crafted
+from simulations.audit.userrows import first_users
 from simulations.grid import InProcessGrid
 from simulations.preloaded import PreloadedWorker, SharedClicks
-from simulations.prepare import RunData, catalogue_of, prepare
+from simulations.prepare import catalogue_of, prepare
 
 Array = NDArray[Any]
 
@@ -106,7 +107,7 @@ class ObservedWorker(PreloadedWorker):
 
     def _data(self) -> UserRows:
         rows = super()._data()
-        return without_users(rows) if self._how.empty else rows
+        return first_users(rows, 0) if self._how.empty else rows
 
     def _load(self) -> UserRows:
         rows = super()._load()
@@ -115,25 +116,25 @@ class ObservedWorker(PreloadedWorker):
         return rows
 
     def _histogram(self, task: HistogramTask, session: SessionId) -> Array:
-        given_D = self._deployed_histogram(task, session)
-        same = None
-        if self._how.ask_twice:
-            same = np.array_equal(given_D, self._deployed_histogram(task, session))
-        with self._seen.lock:
-            self._seen.histograms.append(Histogram(self._number, task, given_D.copy()))
-            if same is not None:
-                self._seen.repeated.append(same)
-        return given_D
+        return self._watched(
+            lambda: self._deployed_histogram(task, session),
+            lambda given_D: self._seen.histograms.append(Histogram(self._number, task, given_D)),
+        )
 
     def _contribution(self, task: TrainTask, shared: bytes) -> Array:
-        given_D = super()._contribution(task, shared)
-        same = None
-        if self._how.ask_twice:
-            same = np.array_equal(given_D, super()._contribution(task, shared))
+        deployed = super()._contribution
+        return self._watched(
+            lambda: deployed(task, shared),
+            lambda given_D: self._seen.given.setdefault(self._number, {}).update({task.round: given_D}),
+        )
+
+    def _watched(self, give: Callable[[], Array], keep: Callable[[Array], None]) -> Array:
+        """Returns what is given, kept as a copy, and asked for once more where that is to be watched."""
+        given_D = give()
+        again = [np.array_equal(given_D, give())] if self._how.ask_twice else []
         with self._seen.lock:
-            self._seen.given.setdefault(self._number, {})[task.round] = given_D.copy()
-            if same is not None:
-                self._seen.repeated.append(same)
+            keep(given_D.copy())
+            self._seen.repeated += again
         return given_D
 
     def mask(self, task: MaskTask, work: TrainTask | StatisticsTask | HistogramTask) -> tuple[list[bytes], Upload]:
@@ -142,18 +143,6 @@ class ObservedWorker(PreloadedWorker):
         with self._seen.lock:
             self._seen.uploads += [bytes(piece) for piece in pieces]
         return pieces, upload
-
-
-def without_users(rows: UserRows) -> UserRows:
-    """Returns the same tables with nobody in them."""
-    return UserRows(
-        np.zeros(1, np.int64),
-        rows.text_N[:0],
-        rows.label_NL[:0],
-        rows.dense_NF[:0],
-        rows.history_NH[:0],
-        rows.states_TE,
-    )
 
 
 def observe(config: Config, folder: Path, shared: SharedClicks, how: Watching | None = None) -> Observation:
@@ -210,11 +199,6 @@ def _listening(seen: Observation) -> Callable[[Any, Any], Any]:
 def with_logs(shared: SharedClicks, logs: list[Any]) -> SharedClicks:
     """Returns shared clicks whose partners hold other training rows; what they declare as their size stays."""
     data = shared.data
-    changed = RunData(
-        type(data.logs)(training=logs, names=data.logs.names, central=data.logs.central, report=data.logs.report),
-        data.declared_users,
-        data.facts,
-        data.timings,
-        data.catalogue or catalogue_of(data.logs),  # public, so that it does not depend on who is in
-    )
+    catalogue = data.catalogue or catalogue_of(data.logs)  # public, so that it does not depend on who is in
+    changed = replace(data, logs=replace(data.logs, training=logs), catalogue=catalogue)
     return SharedClicks(changed, shared.store)

@@ -10,16 +10,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from common.runfolder import write_atomically
+from simulations.page import write_html
 
-_CONTENT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _COLOURS = {"holds": "#159a72", "violation": "#b3261e", "warning": "#d98200", "no verdict": "#7a8794"}
 _STYLE = (
-    "body{max-width:64rem;margin:0 auto;padding:2rem 1.25rem;font:1rem/1.5 system-ui,sans-serif;color:#1c2128}"
-    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}"
     "th,td{padding:.4rem .6rem;border-bottom:1px solid #d5dbe1;text-align:left;vertical-align:top}"
     "td.number,th.number{text-align:right;white-space:nowrap}td.verdict{white-space:nowrap;font-weight:600}"
-    ".verdict{padding:.5rem .8rem;color:#fff}p{max-width:56rem}small{color:#59636e}"
+    ".verdict{padding:.5rem .8rem;color:#fff}small{color:#59636e}"
 )
 _INTRODUCTION = (
     "A claimed epsilon is an upper bound: no attack may do better. Each test below tries to. A test of the mechanism"
@@ -45,11 +42,7 @@ def write_page(result: Mapping[str, Any], curves: Mapping[str, Any], path: Path)
     ]
     if curves:
         parts += ["<h2>Membership inference on the released model</h2>", _plot(roc_figure(curves), first=False)]
-    head = (
-        f'<!doctype html><html lang="en-GB"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_POLICY}"><style>{_STYLE}</style></head><body>'
-    )
-    write_atomically(path, (head + "\n".join(parts) + "</body></html>\n").encode("utf-8", "replace"))
+    write_html(path, title, parts, _STYLE)
 
 
 def bounds_figure(tests: Iterable[Mapping[str, Any]]) -> Any:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from client.training import DpStep, sample_units
 from common.config import Config, fingerprint
 from common.features import UserRows, featurise
 from common.model.click_model import ClickModel, build_model
@@ -22,6 +21,7 @@ from common.textstates import TextStates, default_cache_dir
 from common.vector import write_vector
 from server.checkpoint import load_checkpoint
 from simulations.audit.observed import Observation, Watching, observe, with_logs
+from simulations.audit.userrows import rows_by_user, units_of
 from simulations.preloaded import FeatureStore, SharedClicks
 from simulations.prepare import read_data
 from simulations.spending import read_ledgers, with_noise
@@ -108,11 +108,8 @@ class Subject:
         """Returns the row numbers of every unit: of a user with more rows than a step takes, the latest."""
         privacy = self.config.privacy
         if privacy.unit == "impression":
-            step = DpStep(1.0, 0.0, privacy.clip, privacy.max_impressions_per_user, 1.0, privacy.unit)
-            return sample_units(rows, step, np.random.default_rng(0))
-        most = privacy.max_impressions_per_user
-        edges = zip(rows.offset_U1[:-1], rows.offset_U1[1:], strict=True)
-        return [np.arange(max(int(start), int(stop) - most), int(stop)) for start, stop in edges]
+            return units_of(rows, privacy)
+        return rows_by_user(rows, privacy.max_impressions_per_user)
 
 
 @contextmanager
