@@ -39,6 +39,7 @@ from common.metrics import roc_auc
 from common.noise_shares import noise_shares
 from common.privacy.calibrate import calibrate_noise
 from common.runfolder import RunFolder
+from common.textstates import encode_texts
 from server.histograms import grid_bits, read_catalogue
 from simulations.floors import Logs, load_logs
 from simulations.prepare import prepare
@@ -157,12 +158,12 @@ def _overrides(options: Options) -> list[str]:
 
 
 def _states(logs: Logs, rows: pd.DataFrame) -> NDArray[np.float32]:
-    encoded = logs.states.states(list(rows["text"]))
+    encoded = encode_texts(list(rows["text"]), logs.config.model, logs.pretrained)
     return encoded.states_TE[encoded.index_N]
 
 
 def _dense(logs: Logs, rows: pd.DataFrame, model: Any) -> NDArray[np.float32]:
-    encoded = logs.states.states(list(rows["text"]))
+    encoded = encode_texts(list(rows["text"]), logs.config.model, logs.pretrained)
     return featurise(rows, encoded.index_N, encoded.states_TE, model).dense_NF
 
 

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.gradients import GradientHooks
 from client.training import (
     Float,
     Randomness,
     clip_factors,
+    hooks_on,
     load_for_training,
     per_user_gradients,
     physical_batches,
@@ -35,6 +35,7 @@ from common.errors import ConfigError, HushclickError
 from common.features import UserRows
 from common.model.click_model import ClickModel
 from common.privacy.events import Unit
+from common.vector import num_trainable
 
 log = logging.getLogger("hushclick.partner")
 
@@ -92,7 +93,7 @@ def noised_step(
     """
     bound = rounding_bound(len(start_D), step.clip, step.grid)
     load_for_training(model, start_D)
-    hooks = GradientHooks(model)
+    hooks = hooks_on(model)
     try:
         rows = data()
         sum_D = gridded_sum(model, rows, sample_units(rows, step, randomness.sampling), bound, step)
@@ -143,7 +144,7 @@ def gridded_sum(
     physical_rows: int | None = None,
 ) -> NDArray[np.int64]:
     """Returns the sum over users of their clipped and rounded gradients, int64 [D]; zeros when nobody was sampled."""
-    total_D = np.zeros(sum(parameter.numel() for parameter in model.parameters()), np.int64)
+    total_D = np.zeros(num_trainable(model), np.int64)
     for part in physical_batches(chosen, physical_rows):
         for gradient_BD in per_user_gradients(model, rows, part):
             total_D += clip_and_round(gradient_BD, bound, step).numpy()

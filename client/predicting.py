@@ -3,7 +3,7 @@
 Legend: N rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from common.model.click_model import ClickModel
 from common.model.saved import load_item_rates, load_model, require_base
 from common.pretrained import Pretrained
 from common.scoring import chunks, click_rates
-from common.textstates import TextStates, default_cache_dir
+from common.textstates import encode_texts
 
 SAMPLES, SEED = 200, 1  # of the intervals
 _FIGURES = ("auc", "log_loss", "ne", "calibration_ratio", "gauc", "base_rate")
@@ -63,7 +63,7 @@ def usable(folder: Path, key: Ed25519PublicKey, pretrained: Pretrained, cache: s
     files = read_model_folder(folder)
     lineage = verified(files, key)
     require_base(lineage, pretrained)
-    model, config = load_model(files, lineage)
+    model, config = load_model(files, lineage, pretrained)
     return Usable(model, config, lineage, pretrained, cache, load_item_rates(files, config))
 
 
@@ -120,8 +120,7 @@ def click_scores(
         own_log: the rows are those that statistics were made of: what each added is then taken out again, as in
             training. Rows of another log added nothing.
     """
-    store = TextStates(use.pretrained, use.config.max_tokens, default_cache_dir(use.cache))
-    encoded = store.states(list(rows["text"]))
+    encoded = encode_texts(list(rows["text"]), replace(use.config, cache=use.cache), use.pretrained)
     features = featurise(
         rows,
         encoded.index_N,
@@ -130,6 +129,7 @@ def click_scores(
         item_counts=counts,
         item_rates=use.item_rates,
         own_rows_N=None if own_log else np.zeros(len(rows), bool),
+        tokens_T=encoded.tokens_T,
     )
     user_N = np.searchsorted(features.offset_U1, np.arange(len(rows)), side="right") - 1
     return click_rates(use.model, features, chunks(np.arange(len(rows)), user_N))

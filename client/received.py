@@ -44,7 +44,7 @@ class Received:
         try:
             lineage = verified(files, key)
             self._require_own(lineage, run_id, layout)
-            _, config = load_model(files, lineage)
+            _, config = load_model(files, lineage, self._pretrained)
             load_item_rates(files, config)
         except ModelError as error:
             raise ProtocolError(f"the model is refused: {error}") from None

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.distributed import SharedStep, gridded_sum, rounding_bound
-from client.gradients import GradientHooks
-from client.training import MAX_WEIGHT, clipped_sum, load_for_training
+from client.training import MAX_WEIGHT, clipped_sum, hooks_on, load_for_training
 from common.features import UserRows
 from common.model.click_model import ClickModel
 
@@ -112,7 +111,7 @@ def local_sum(model: ClickModel, clip: float) -> Callable[[ClickSample], NDArray
 
     def summed(sample: ClickSample) -> NDArray[np.float64]:
         load_for_training(model, sample.model_D)
-        hooks = GradientHooks(model)
+        hooks = hooks_on(model)
         try:
             return clipped_sum(model, sample.rows, sample.chosen, clip, sample.physical_rows)
         finally:
@@ -127,7 +126,7 @@ def distributed_sum(model: ClickModel, step: SharedStep) -> Callable[[ClickSampl
     def summed(sample: ClickSample) -> NDArray[np.int64]:
         load_for_training(model, sample.model_D)
         bound = rounding_bound(len(sample.model_D), step.clip, step.grid)
-        hooks = GradientHooks(model)
+        hooks = hooks_on(model)
         try:
             return gridded_sum(model, sample.rows, sample.chosen, bound, step, sample.physical_rows)
         finally:

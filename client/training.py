@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from randomgen import AESCounter
 from torch import Tensor, nn
 
+from client.encoder_gradients import summed_gradient, unit_gradients_one_by_one
 from client.gradients import GradientHooks, unit_gradients
 from common.errors import ProtocolError
 from common.features import UserRows, make_batch
 from common.messages import TrainingPlan
-from common.model.click_model import ClickModel, forward, user_losses
+from common.model.click_model import ClickModel, forward, in_encoder, user_losses
 from common.privacy.events import Unit
-from common.vector import read_vector, write_vector
+from common.vector import num_trainable, read_vector, trainable, write_vector
 
 Float = NDArray[np.float32]
 
@@ -100,7 +101,7 @@ def train_privately(
     """
     load_for_training(model, start_D)
     optimiser = make_optimiser(model, plan)
-    hooks = GradientHooks(model)
+    hooks = hooks_on(model)
     try:
         for _ in range(plan.local_steps):
             sampled = sample_units(rows, step, randomness.sampling)
@@ -112,6 +113,23 @@ def train_privately(
     finally:
         hooks.cleanup()
     return read_vector(model) - start_D
+
+
+class Hooks(Protocol):
+    """What is on a model while it is trained."""
+
+    def cleanup(self) -> None:
+        """Takes it off."""
+
+
+class _NoHooks:
+    def cleanup(self) -> None:
+        pass
+
+
+def hooks_on(model: ClickModel) -> Hooks:
+    """Puts on a model what `per_user_gradients` needs; nothing where units are worked out one by one."""
+    return GradientHooks(model) if model.text is None else _NoHooks()
 
 
 def load_for_training(model: ClickModel, start_D: Float) -> None:
@@ -184,8 +202,11 @@ def clipped_sum(
     physical_rows: int | None = None,
 ) -> NDArray[np.float64]:
     """Returns the sum over users of their clipped gradients, float64 [D]; zeros when nobody was sampled."""
-    total_D = np.zeros(sum(parameter.numel() for parameter in model.parameters()))
+    total_D = np.zeros(num_trainable(model))
     for part in physical_batches(chosen, physical_rows):
+        if clip is None and model.text is not None:  # nothing is claimed of a unit, so units may share a pass
+            total_D += summed_gradient(model, rows, part).numpy()
+            continue
         for gradient_BD in per_user_gradients(model, rows, part):
             total_D += clip_and_sum(gradient_BD, clip).numpy()
     return total_D
@@ -209,6 +230,8 @@ def physical_batches(
 
 def per_user_gradients(model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]]) -> Iterator[Tensor]:
     """Yields each user's gradient of its summed loss, float64 [b, D] for b users at a time; overwritten by the next."""
+    if model.text is not None:
+        return unit_gradients_one_by_one(model, rows, chosen)
     batch = make_batch(rows, chosen)
     return unit_gradients(model, user_losses(forward(model, batch), batch))
 
@@ -241,17 +264,20 @@ def gaussian_noise(size: int, step: DpStep, generator: np.random.Generator) -> N
     return generator.normal(0.0, step.noise_multiplier * step.clip, size)
 
 
-def make_optimiser(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimizer:
-    """Returns the partner's optimiser, without state from earlier rounds."""
-    if plan.client_optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay)
+def make_optimiser(model: ClickModel, plan: TrainingPlan) -> torch.optim.Optimizer:
+    """Returns the partner's optimiser, without state from earlier rounds; the encoder's part has its own rate."""
+    groups: list[dict[str, Any]] = [{"params": [], "lr": plan.learning_rate * rate} for rate in (1.0, model.text_rate)]
+    for name, parameter in trainable(model):
+        groups[in_encoder(name)]["params"].append(parameter)
+    kind = torch.optim.Adam if plan.client_optimiser == "adam" else torch.optim.SGD
+    return kind([group for group in groups if group["params"]], lr=plan.learning_rate, weight_decay=plan.weight_decay)
 
 
 def _refuse_layers_with_memory(model: nn.Module) -> None:
     """A buffer (BatchNorm's statistics) would carry private rows out unaccounted; dropout would be unseeded."""
     for name, module in model.named_modules():
-        if next(module.buffers(recurse=False), None) is not None or isinstance(module, nn.Dropout):
+        drops = isinstance(module, nn.Dropout) and module.p > 0
+        if next(module.buffers(recurse=False), None) is not None or drops:
             raise TypeError(f"layer {name or 'model'} ({type(module).__name__}) cannot be trained privately")
 
 
@@ -267,13 +293,13 @@ def require_in_bounds(model_D: Float) -> None:
 
 def _keep_in_bounds(model: nn.Module) -> None:
     with torch.no_grad():
-        for parameter in model.parameters():
+        for _, parameter in trainable(model):
             parameter.clamp_(-MAX_WEIGHT, MAX_WEIGHT)
 
 
 def _set_gradients(model: nn.Module, gradient_D: NDArray[np.float64]) -> None:
     position = 0
-    for parameter in model.parameters():
+    for _, parameter in trainable(model):
         part = gradient_D[position : position + parameter.numel()]
         parameter.grad = torch.from_numpy(part.astype(np.float32)).view_as(parameter)
         position += parameter.numel()

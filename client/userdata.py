@@ -21,8 +21,7 @@ from common.histogram import Terms
 from common.itemrates import ItemRates, parse_release
 from common.pretrained import Pretrained
 from common.runfolder import write_atomically
-from common.sharedstates import shared_table
-from common.textstates import TextStates, default_cache_dir
+from common.sharedstates import encode_shared
 
 log = logging.getLogger("hushclick.partner")
 
@@ -79,11 +78,15 @@ class UserData:
         if self._labels:
             clicked_N = unbiased(rows["clicked"].to_numpy(), self.config.privacy.flip_probability)
             rows = rows.assign(clicked=clicked_N)
-        store = TextStates(self._pretrained, model.max_tokens, default_cache_dir(model.cache))
-        table = shared_table(self._pretrained.fingerprint, model.max_tokens, self._pretrained.width)
-        states_TE, text_N = table.rows_of(list(rows["text"]), store)
+        texts = encode_shared(list(rows["text"]), model, self._pretrained)
         return featurise(
-            rows, text_N, states_TE, model, item_counts=self._known_counts(), item_rates=self._item_rates()
+            rows,
+            texts.index_N,
+            texts.states_TE,
+            model,
+            item_counts=self._known_counts(),
+            item_rates=self._item_rates(),
+            tokens_T=texts.tokens_T,
         )
 
     def _rows(self) -> pd.DataFrame:

@@ -49,7 +49,7 @@ from common.messages import (
     shared_hash,
 )
 from common.model.click_model import ClickModel, build_model
-from common.pretrained import locate
+from common.pretrained import Pretrained, locate
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.privacy.releases import label_event, training_event
@@ -379,7 +379,7 @@ class Worker(UserData):
         return layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
 
     def _model(self) -> ClickModel:
-        return thread_model(self.config.model, self._pretrained.width, 2 if self._has_purchases else 1)
+        return thread_model(self.config.model, self._pretrained, 2 if self._has_purchases else 1)
 
 
 def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask | HistogramTask, whole_numbers: bool) -> None:
@@ -404,10 +404,10 @@ def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask | Histogr
         raise ProtocolError("run, round, attempt, weight, length or update_bound differ between masking and work")
 
 
-def thread_model(config: ModelConfig, text_width: int, heads: int) -> ClickModel:
+def thread_model(config: ModelConfig, pretrained: Pretrained, heads: int) -> ClickModel:
     """Returns this thread's model of a layout; its parameters are overwritten at every use."""
     known: dict[Any, ClickModel] = _models.__dict__.setdefault("by_layout", {})
-    key = (config, text_width, heads)
+    key = (config, pretrained.fingerprint, heads)
     if key not in known:
-        known[key] = build_model(config, text_width, heads, seed=0)
+        known[key] = build_model(config, pretrained.width, heads, seed=0, base=pretrained)
     return known[key]

@@ -31,6 +31,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 Split = Literal["time", "user", "user_time"]
+Tune = Literal["head", "top_layers", "lora", "adalora", "adapter", "prefix", "prompt", "full"]
 Partition = Literal["hash", "dominant", "skew"]
 
 
@@ -73,6 +74,15 @@ class ModelConfig:
     encoder: str = "bundled:minilm"  # bundled:NAME | path:DIR | hub:ORG/NAME@COMMIT
     encoder_sha256: str = ""  # expected hash of the weights file; bundled encoders know theirs
     max_tokens: Annotated[int, Field(ge=4, le=512)] = 48
+    # What of the encoder is trained with the small layers above it: nothing (head), its top layers or all of them
+    # (top_layers, full), or what is put into them while they stay frozen (the others).
+    tune: Tune = "head"
+    tune_layers: Annotated[int, Field(ge=0, le=512)] = 2  # so many top layers; 0 = all, as with tune = "full"
+    tune_rank: Annotated[int, Field(ge=1, le=512)] = 8  # of lora and adalora (to begin with); width of adapters
+    tune_final_rank: Annotated[float, Field(gt=0, le=512)] = 4.0  # adalora: mean rank of a layer at the end
+    tune_targets: Literal["query_value", "attention", "all"] = "query_value"  # layers that get lora or adalora
+    tune_tokens: Annotated[int, Field(ge=1, le=128)] = 4  # learnt vectors of prefix (in each layer) and prompt
+    tune_rate: Annotated[float, Field(gt=0, le=100)] = 0.1  # learning rate of the encoder's part over that of the rest
     history: Annotated[int, Field(ge=0, le=512)] = 20  # latest positives that an impression may attend to
     width: Annotated[int, Field(ge=2, le=1024)] = 16  # of the candidate projection and the interest vector
     hidden: Annotated[int, Field(ge=2, le=4096)] = 16  # of the head
@@ -84,6 +94,10 @@ class ModelConfig:
     # charged to each partner's budget (privacy.statistics_*).
     item_rates: Literal["none", "exact", "private"] = "none"
     cache: str = ""  # folder of encoded texts; unset = HUSHCLICK_CACHE, else ~/.cache/hushclick
+
+    def frozen_layers(self, layers: int) -> int:
+        """Returns how many of an encoder's layers come before the first that is trained, or that is added to."""
+        return 0 if self.tune == "full" or not self.tune_layers else max(0, layers - self.tune_layers)
 
 
 @dataclass(frozen=True, config=STRICT)

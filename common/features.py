@@ -48,6 +48,7 @@ class UserRows:
         dense_NF: own past rates, context, time (names: `dense_names`); float32, of order 1.
         history_NH: latest earlier positives of the same user as row numbers, newest first, -1 where there are fewer.
         states_TE: frozen text states, shared and never written to; float32.
+        tokens_T: where layers of the encoder are trained, what enters the first of them, float32 [n, E] for each text.
     """
 
     offset_U1: Int
@@ -56,6 +57,7 @@ class UserRows:
     dense_NF: Float
     history_NH: Int
     states_TE: Float
+    tokens_T: Sequence[Float] | None = None
 
     @property
     def num_users(self) -> int:
@@ -74,6 +76,8 @@ class Batch:
         dense_BMF: dense features; float32.
         label_BML: labels; float32.
         weight_BM: 1 for a row, 0 for padding; float32.
+        candidate_text_BM: which text each row has; int64, -1 for none.
+        bank_text_BK: which text each history row has; int64, -1 for none.
     """
 
     candidate_BME: Float
@@ -82,6 +86,8 @@ class Batch:
     dense_BMF: Float
     label_BML: Float
     weight_BM: Float
+    candidate_text_BM: Int
+    bank_text_BK: Int
 
 
 def dense_names(config: ModelConfig) -> list[str]:
@@ -100,6 +106,7 @@ def featurise(
     item_counts: ItemCounts | None = None,
     item_rates: ItemRates | None = None,
     own_rows_N: NDArray[np.bool_] | None = None,
+    tokens_T: Sequence[Float] | None = None,
 ) -> UserRows:
     """Returns the features of validated rows (sorted by user, then time).
 
@@ -114,6 +121,7 @@ def featurise(
         item_rates: what the released private statistics say of items, where `config.item_rates` is "private"; while
             nothing was released, every item is unknown.
         own_rows_N: rows that are themselves in what was counted, whose own label is taken out again; None = all.
+        tokens_T: token states of each text, where the model trains layers of the encoder.
     """
     num_rows = len(rows)
     user_codes, _ = pd.factorize(rows["user"])
@@ -141,7 +149,8 @@ def featurise(
     labels = [clicked_N]
     if "purchased" in rows:
         labels.append(rows["purchased"].to_numpy(np.float32))
-    return UserRows(offset_U1, text_N, np.stack(labels, axis=1), np.concatenate(blocks, axis=1), history_NH, states_TE)
+    label_NL, dense_NF = np.stack(labels, axis=1), np.concatenate(blocks, axis=1)
+    return UserRows(offset_U1, text_N, label_NL, dense_NF, history_NH, states_TE, tokens_T)
 
 
 def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
@@ -172,13 +181,16 @@ def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
         history_MH = rows.history_NH[row_BM[user]]
         line, _ = np.nonzero(history_MH >= 0)
         attend_BMK[user, line, np.searchsorted(bank_K, history_MH[history_MH >= 0])] = True
+    text_BM, text_BK = (np.where(row_BX < 0, -1, rows.text_N[row_BX]) for row_BX in (row_BM, bank_BK))
     return Batch(
-        candidate_BME=_gather_states(rows, row_BM),
-        bank_BKE=_gather_states(rows, bank_BK),
+        candidate_BME=_gather_states(rows, text_BM),
+        bank_BKE=_gather_states(rows, text_BK),
         attend_BMK=attend_BMK,
         dense_BMF=_gather(rows.dense_NF, row_BM),
         label_BML=_gather(rows.label_NL, row_BM),
         weight_BM=weight_BM,
+        candidate_text_BM=text_BM,
+        bank_text_BK=text_BK,
     )
 
 
@@ -327,9 +339,9 @@ def _repeat_first(row_M: Int, length: int) -> Int:
     return filled
 
 
-def _gather_states(rows: UserRows, row_BM: Int) -> Float:
-    states = rows.states_TE[rows.text_N[row_BM]]
-    states[row_BM < 0] = 0.0
+def _gather_states(rows: UserRows, text_BM: Int) -> Float:
+    states = rows.states_TE[text_BM]
+    states[text_BM < 0] = 0.0
     return states
 
 

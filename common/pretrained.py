@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +57,7 @@ _VOCABULARIES = (
 )
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # BERT and most others, DistilBERT, GPT-2, others
+_LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})", re.ASCII)
 # Mean pooling reads the last hidden state: what sits above it changes nothing, be it absent or left over.
 _POOLER = "pooler."
@@ -76,6 +77,7 @@ class Pretrained:
             line (`sha256sum *.safetensors | cut -c1-64 | sort | sha256sum` gives the same).
         fingerprint: SHA-256 over names and hashes of `files`: another tokenizer is another encoder.
         width: entries of one encoded text (E).
+        layers: transformer layers, one above the other; 0 where config.json does not say.
     """
 
     spec: str
@@ -85,6 +87,7 @@ class Pretrained:
     weights_sha256: str
     fingerprint: str
     width: int
+    layers: int = 0
 
 
 def locate(spec: str, expected_sha256: str = "") -> Pretrained:
@@ -113,7 +116,10 @@ def locate(spec: str, expected_sha256: str = "") -> Pretrained:
                 " again, or correct model.encoder_sha256"
             )
     fingerprint = _lines_hash(f"{file} {digest}" for file, digest in sorted(hashes.items()))
-    return Pretrained(spec, folder, weights, tuple(sorted(hashes)), weights_sha256, fingerprint, _width(config, spec))
+    layers = next((config[key] for key in _LAYER_KEYS if isinstance(config.get(key), int)), 0)
+    return Pretrained(
+        spec, folder, weights, tuple(sorted(hashes)), weights_sha256, fingerprint, _width(config, spec), layers
+    )
 
 
 def _bundled_folder(name: str) -> Path:
@@ -244,17 +250,38 @@ class TextEncoder:
         Raises:
             PretrainedError: when the model reads fewer tokens than `max_tokens`, or gives values that are not finite.
         """
+        states = self._each(texts, max_tokens, self._encode_one)
+        return np.array(states, np.float32).reshape(-1, self.width)
+
+    def _each(
+        self, texts: Sequence[str], max_tokens: int, encode: Callable[[list[int]], npt.NDArray[np.float32]]
+    ) -> list[npt.NDArray[np.float32]]:
         if max_tokens > self.most_tokens:
             raise PretrainedError(f"max_tokens = {max_tokens}: {self.spec} reads at most {self.most_tokens}; lower it")
-        tokens = self._tokenise(texts, max_tokens)
-        states_NE = np.zeros((len(texts), self.width), dtype=np.float32)
         self.model.eval()
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for row, state_E in enumerate(pool.map(self._encode_one, tokens)):
-                states_NE[row] = state_E
-        if not np.isfinite(states_NE).all():
+            found = list(pool.map(encode, self._tokenise(texts, max_tokens)))
+        if not all(np.isfinite(states).all() for states in found):
             raise PretrainedError(f"{self.spec}: the encoder gives values that are not finite; its weights are damaged")
-        return states_NE
+        return found
+
+    def token_states(self, texts: Sequence[str], max_tokens: int, depth: int) -> list[npt.NDArray[np.float32]]:
+        """Returns what enters layer `depth` (0 = the embeddings), float32 [n, E] for each text of n tokens.
+
+        Arguments, errors and the guarantee that a text's states are its own function are those of `encode`.
+        """
+        return self._each(texts, max_tokens, partial(self._layer_input, depth=depth))
+
+    def _layer_input(self, tokens: list[int], depth: int) -> npt.NDArray[np.float32]:
+        import torch
+
+        if not tokens:
+            return np.zeros((0, self.width), np.float32)
+        with torch.inference_mode():
+            ids_1T = torch.tensor([tokens], device=self.model.device)
+            found = self.model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), output_hidden_states=True)
+        states_TE: npt.NDArray[np.float32] = found.hidden_states[depth][0].float().cpu().numpy()
+        return states_TE
 
     def _tokenise(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         if not texts:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.features import UserRows, make_batch
-from common.model.click_model import ClickModel, forward
+from common.model.click_model import ClickModel, forward, with_text_states
 
 CHUNK_ROWS = 128  # rows of one user that are scored at a time
 BATCH_ROWS = 8192
@@ -19,6 +19,7 @@ BATCH_ROWS = 8192
 def click_rates(model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
     """Returns the probability of a click for each chosen row, float64 [N], in the order of the chunks."""
     model.eval()
+    rows = with_text_states(model, rows)
     parts: list[NDArray[np.float64]] = []
     with torch.no_grad():
         for group in batches(chosen):

@@ -7,18 +7,20 @@ Legend: N texts, E text width.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from common.textstates import TextStates
+from common.config import ModelConfig
+from common.pretrained import Pretrained
+from common.textstates import EncodedTexts, encode_texts
 
 # Address space, not memory: pages are backed when a row is written. 2^19 rows of 384 floats are 0.8 GB of addresses.
 _CAPACITY = 2**19
 
-_tables: dict[tuple[str, int], "StateTable"] = {}
+_tables: dict[tuple[str, ModelConfig], "StateTable"] = {}
 _tables_lock = threading.Lock()
 
 
@@ -27,10 +29,11 @@ class StateTable:
 
     def __init__(self, width: int, capacity: int = _CAPACITY) -> None:
         self.states_TE = np.zeros((capacity, width), np.float32)
+        self.tokens_T: list[NDArray[np.float32]] = []
         self._row_of: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def rows_of(self, texts: Sequence[str], store: TextStates) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def rows_of(self, texts: Sequence[str], encode: Callable[[list[str]], EncodedTexts]) -> EncodedTexts:
         """Returns a table and each text's row in it, encoding what is new.
 
         The table is the shared one, or, where its capacity is used up, one of these texts alone.
@@ -39,21 +42,26 @@ class StateTable:
         with self._lock:
             new = [text for text in distinct if text not in self._row_of]
             if len(self._row_of) + len(new) > len(self.states_TE):
-                encoded = store.states(list(texts))
-                return encoded.states_TE, encoded.index_N
-            if new:
-                encoded = store.states(new)
-                first = len(self._row_of)
-                self.states_TE[first : first + len(new)] = encoded.states_TE[encoded.index_N]
-                self._row_of.update(zip(new, range(first, first + len(new)), strict=True))
+                return encode(list(texts))
+            ragged = self._add(new, encode(new)) if new else bool(self.tokens_T)
             row_V = np.array([self._row_of[text] for text in distinct], np.int64)
-        return self.states_TE, row_V[code_N]
+        tokens = self.tokens_T if ragged else None
+        return EncodedTexts(self.states_TE, row_V[code_N], len(new), len(distinct) - len(new), tokens)
+
+    def _add(self, new: list[str], encoded: EncodedTexts) -> bool:
+        """Takes over the states of new texts; returns whether they have token states."""
+        first = len(self._row_of)
+        self.states_TE[first : first + len(new)] = encoded.states_TE[encoded.index_N]
+        self.tokens_T += [encoded.tokens_T[text] for text in encoded.index_N] if encoded.tokens_T is not None else []
+        self._row_of.update(zip(new, range(first, first + len(new)), strict=True))
+        return encoded.tokens_T is not None
 
 
-def shared_table(fingerprint: str, max_tokens: int, width: int) -> StateTable:
-    """Returns this process' table for one encoder and truncation."""
+def encode_shared(texts: Sequence[str], model: ModelConfig, pretrained: Pretrained) -> EncodedTexts:
+    """Returns what `encode_texts` does, out of this process' table for one encoder and configuration."""
     with _tables_lock:
-        key = (fingerprint, max_tokens)
+        key = (pretrained.fingerprint, model)
         if key not in _tables:
-            _tables[key] = StateTable(width)
-        return _tables[key]
+            _tables[key] = StateTable(pretrained.width)
+        table = _tables[key]
+    return table.rows_of(texts, lambda new: encode_texts(new, model, pretrained))

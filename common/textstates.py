@@ -1,9 +1,10 @@
 """Each distinct text is encoded once, and cached on disk by its content and the encoder's fingerprint.
 
-One SQLite file per (encoder, pooling, max_tokens); the key is the SHA-256 of a text, the value its state. Texts
-themselves are not stored, yet a state can betray its text: keep the folder as private as the click log.
+One SQLite file per (encoder, pooling, max_tokens), and one per number of frozen layers where the layers above them are
+trained; the key is the SHA-256 of a text, the value its state, or the states of its tokens. Texts themselves are not
+stored, yet a state can betray its text: keep the folder as private as the click log.
 
-Shape letters: N given texts, T distinct texts, C texts of one chunk, E width of the encoder.
+Shape letters: N given texts, T distinct texts, E width of the encoder, n tokens of a text.
 """
 
 import contextlib
@@ -12,23 +13,27 @@ import logging
 import os
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from common.config import ModelConfig
 from common.errors import ConfigError
 from common.pretrained import Pretrained, TextEncoder, load_text_encoder
 
 POOLING = "mean2"  # raise the number whenever TextEncoder.encode changes its values
+TOKENS = "tokens1"  # and this one whenever TextEncoder.token_states does
 CHUNK = 512  # texts between two writes: what Ctrl-C can lose
 _QUERY = 500  # keys per SELECT; SQLite's oldest limit on parameters is 999
 _TIMEOUT_SECONDS = 60.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}  # the last: tables of another layout
 
 _TABLE = "CREATE TABLE IF NOT EXISTS states (key BLOB PRIMARY KEY, state BLOB NOT NULL, crc INTEGER NOT NULL)"
+
+Float = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +49,27 @@ class EncodedTexts:
         index_N: int64 [N]; `states_TE[index_N]` has one row per given text.
         encoded: how many of the T texts were encoded now.
         reused: how many of them came from the cache.
+        tokens_T: where layers of the encoder are trained, float32 [n, E] for each distinct text: what enters the first
+            of these layers.
     """
 
-    states_TE: npt.NDArray[np.float32]
+    states_TE: Float
     index_N: npt.NDArray[np.int64]
     encoded: int
     reused: int
+    tokens_T: list[Float] | None = None
+
+
+def encode_texts(
+    texts: Sequence[str], model: ModelConfig, pretrained: Pretrained, progress: Progress | None = None
+) -> EncodedTexts:
+    """Returns what a model of this configuration reads of `texts`; arguments and errors as of `TextStates.states`."""
+    folder = default_cache_dir(model.cache)
+    encoded = TextStates(pretrained, model.max_tokens, folder).states(texts, progress)
+    if model.tune == "head":
+        return encoded
+    depth = model.frozen_layers(pretrained.layers)
+    return replace(encoded, tokens_T=TokenStates(pretrained, model.max_tokens, depth, folder).states(texts, progress))
 
 
 def default_cache_dir(configured: str) -> Path:
@@ -74,10 +94,8 @@ class TextStates:
 
     def __init__(self, pretrained: Pretrained, max_tokens: int, cache_dir: Path) -> None:
         self.pretrained = pretrained
-        self.max_tokens = max_tokens
         name = f"texts-{pretrained.fingerprint[:32]}-{POOLING}-{max_tokens}.sqlite3"
-        self._store = _Store(cache_dir / name, pretrained.width)
-        self._encoder: TextEncoder | None = None
+        self._cache = _Cache(pretrained, cache_dir / name, lambda encoder, texts: [*encoder.encode(texts, max_tokens)])
 
     def states(self, texts: Sequence[str], progress: Progress | None = None) -> EncodedTexts:
         """Returns the states of `texts`; the encoder is loaded only when a text is not in the cache.
@@ -91,33 +109,69 @@ class TextStates:
         Raises:
             PretrainedError: when the encoder is needed and cannot be loaded.
         """
-        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        distinct = list(rows)
+        distinct, index_N = _distinct(texts)
+        found, encoded = self._cache.values(distinct, progress)
+        states_TE = np.array([value_1E[0] for value_1E in found], np.float32).reshape(-1, self.pretrained.width)
+        return EncodedTexts(states_TE, index_N, encoded=encoded, reused=len(distinct) - encoded)
+
+
+class TokenStates:
+    """What the frozen lower layers of an encoder say of each token, cached as `TextStates` are.
+
+    Args:
+        pretrained: the encoder.
+        max_tokens: the most tokens of a text that are read.
+        depth: how many layers are frozen; 0 = the embeddings alone.
+        cache_dir: folder.
+    """
+
+    def __init__(self, pretrained: Pretrained, max_tokens: int, depth: int, cache_dir: Path) -> None:
+        name = f"tokens-{pretrained.fingerprint[:32]}-{TOKENS}-{max_tokens}-{depth}.sqlite3"
+        self._cache = _Cache(
+            pretrained, cache_dir / name, lambda encoder, texts: encoder.token_states(texts, max_tokens, depth)
+        )
+
+    def states(self, texts: Sequence[str], progress: Progress | None = None) -> list[Float]:
+        """Returns float32 [n, E] for each distinct text of n tokens, in order of first appearance."""
+        return self._cache.values(_distinct(texts)[0], progress)[0]
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Returns the distinct texts in order of first appearance, and which of them each is."""
+    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    return list(rows), np.fromiter((rows[text] for text in texts), dtype=np.int64, count=len(texts))
+
+
+class _Cache:
+    """Values of texts, float32 [n, E] each: stored ones, and those that the encoder gives."""
+
+    def __init__(
+        self, pretrained: Pretrained, path: Path, encode: Callable[[TextEncoder, list[str]], list[Float]]
+    ) -> None:
+        self._pretrained, self._encode = pretrained, encode
+        self._store = _Store(path, pretrained.width)
+        self._encoder: TextEncoder | None = None
+
+    def values(self, distinct: list[str], progress: Progress | None) -> tuple[list[Float], int]:
+        """Returns each text's value, and how many were not in the store."""
         keys = [_key(text) for text in distinct]
-        states_TE = np.empty((len(distinct), self.pretrained.width), dtype=np.float32)
         with self._store.session():
-            known = self._store.read(keys)
-            missing = [row for row, key in enumerate(keys) if key not in known]
-            for row, key in enumerate(keys):
-                if key in known:
-                    states_TE[row] = known[key]
+            found = self._store.read(keys)
+            missing = [row for row, key in enumerate(keys) if key not in found]
             for start in range(0, len(missing), CHUNK):
                 chunk = missing[start : start + CHUNK]
-                states_TE[chunk] = self._encode([distinct[row] for row in chunk], [keys[row] for row in chunk])
+                found |= self._fresh([distinct[row] for row in chunk], [keys[row] for row in chunk])
                 if progress is not None:
                     progress(start + len(chunk), len(missing))
-        index_N = np.fromiter((rows[text] for text in texts), dtype=np.int64, count=len(texts))
-        return EncodedTexts(states_TE, index_N, encoded=len(missing), reused=len(distinct) - len(missing))
+        return [found[key] for key in keys], len(missing)
 
-    def _encode(self, texts: list[str], keys: list[bytes]) -> npt.NDArray[np.float32]:
+    def _fresh(self, texts: list[str], keys: list[bytes]) -> dict[bytes, Float]:
         if self._encoder is None:
-            self._encoder = load_text_encoder(self.pretrained)
-        fresh_CE = self._encoder.encode(texts, self.max_tokens)
-        self._store.write(keys, fresh_CE)
-        stored = self._store.read(keys)  # another process may have been first: then its values count
-        for row, key in enumerate(keys):
-            fresh_CE[row] = stored.get(key, fresh_CE[row])
-        return fresh_CE
+            self._encoder = load_text_encoder(self._pretrained)
+        fresh = dict(zip(keys, self._encode(self._encoder, texts), strict=True))
+        self._store.write(fresh)
+        # Another process may have been first: then its values count.
+        return {key: value.reshape(-1, self._pretrained.width) for key, value in fresh.items()} | self._store.read(keys)
 
 
 def _key(text: str) -> bytes:
@@ -145,9 +199,9 @@ class _Store:
         finally:
             self._close()
 
-    def read(self, keys: Sequence[bytes]) -> dict[bytes, npt.NDArray[np.float32]]:
-        """Returns the states of those keys that are stored."""
-        found: dict[bytes, npt.NDArray[np.float32]] = {}
+    def read(self, keys: Sequence[bytes]) -> dict[bytes, Float]:
+        """Returns the values of those keys that are stored, float32 [n, E] each."""
+        found: dict[bytes, Float] = {}
 
         def run(connection: sqlite3.Connection) -> None:
             found.clear()
@@ -162,10 +216,10 @@ class _Store:
             found.clear()
         return found
 
-    def write(self, keys: Sequence[bytes], states_CE: npt.NDArray[np.float32]) -> None:
-        """Stores states; a key that is there already keeps its value."""
-        values = [state_E.tobytes() for state_E in states_CE]
-        rows = [(key, value, zlib.crc32(value)) for key, value in zip(keys, values, strict=True)]
+    def write(self, values: Mapping[bytes, Float]) -> None:
+        """Stores values; a key that is there already keeps its own."""
+        packed = {key: value.tobytes() for key, value in values.items()}
+        rows = [(key, value, zlib.crc32(value)) for key, value in packed.items()]
 
         def run(connection: sqlite3.Connection) -> None:
             with connection:
@@ -173,10 +227,10 @@ class _Store:
 
         self._try(run)
 
-    def _unpack(self, state: object, crc: object) -> npt.NDArray[np.float32]:
-        if not isinstance(state, bytes) or len(state) != 4 * self._width or zlib.crc32(state) != crc:
+    def _unpack(self, state: object, crc: object) -> Float:
+        if not isinstance(state, bytes) or len(state) % (4 * self._width) or zlib.crc32(state) != crc:
             raise _DamagedError
-        return np.frombuffer(state, dtype=np.float32)
+        return np.frombuffer(state, dtype=np.float32).reshape(-1, self._width)
 
     def _try(self, run: Callable[[sqlite3.Connection], None]) -> bool:
         """Runs one access, once more after damage; returns whether it worked."""

@@ -26,12 +26,12 @@ from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
 from common.lineage import Claim, RoundFacts
 from common.message_types import TRAIN_UPDATE
 from common.messages import TrainingPlan, TrainTask, counts_hash, shared_hash
-from common.model.click_model import ClickModel, build_model
+from common.model.click_model import ClickModel, build_model, learning_rates
 from common.noise_shares import noise_shares
 from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder, write_json
 from common.secagg.roster import load_roster
-from common.vector import layout_fingerprint, read_vector, write_vector
+from common.vector import layout_fingerprint, num_trainable, read_vector, write_vector
 from server.auditing import audited
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.claim import claimed, rounds_of_the_busiest
@@ -43,6 +43,7 @@ from server.joining import anchored, fitting, join, say
 from server.journal import Journal
 from server.modelfolder import load_signing_key, save_model, vouch
 from server.optimiser import ServerOptimiser
+from server.ranks import with_ranks
 from server.round import collect_sum
 from server.secure import SecureAggregator
 from server.statistics import item_counts
@@ -131,7 +132,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     roster = load_roster(folder.roster)
     nodes, replies = join(grid, config, run_id)
     heads = 2 if 2 * sum(reply.has_purchases for reply in replies.values()) > len(replies) else 1
-    model = build_model(config.model, pretrained.width, heads, config.round.seed)
+    model = build_model(config.model, pretrained.width, heads, config.round.seed, pretrained)
     layout = layout_fingerprint(model, pretrained.fingerprint, config.model)
     if saved and saved.layout != layout:
         raise CheckpointError("the partners that joined have another model layout than the run's: it cannot go on")
@@ -155,7 +156,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     if config.model.item_rates == "private":
         histograms = Histograms(grid, config, folder, run_id, nodes, roster, starts, sum(declared.values()))
     heldout = load_heldout(folder.central, config.model, pretrained, counts, histograms.rates if histograms else None)
-    optimiser = ServerOptimiser(config.server, len(read_vector(model)))
+    optimiser = ServerOptimiser(config.server, num_trainable(model), learning_rates(model))
     weights = {partner: roster.member(roster.number(partner)).weight for partner in nodes}
     state = Coordinator(
         config,
@@ -202,7 +203,8 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
             mean_D = _collect_secure(state.aggregator, state, able, record)
         if state.watch:
             state.watch(number, state.global_D, mean_D)
-        state.global_D = state.optimiser.step(state.global_D, mean_D, state.kind)
+        stepped_D = state.optimiser.step(state.global_D, mean_D, state.kind)
+        state.global_D = with_ranks(state.model, stepped_D, number, config)
     except TooFewPartners as error:
         record["error"] = str(error)
     trained = time.monotonic()

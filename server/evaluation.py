@@ -23,7 +23,7 @@ from common.metrics import calibration_bins, evaluate_scores
 from common.model.click_model import ClickModel
 from common.pretrained import Pretrained
 from common.sensitive import without_sensitive
-from common.textstates import TextStates, default_cache_dir
+from common.textstates import encode_texts
 from server.fairness import fairness
 from server.slices import Partition, Scored, partitions, slice_lines
 
@@ -93,7 +93,7 @@ def _load(
     evaluate_N = frame["evaluate"].to_numpy(bool)
     if not evaluate_N.any():
         raise DataError(f"{path}: none of the {len(frame)} rows is marked for evaluation")
-    encoded = TextStates(pretrained, config.max_tokens, default_cache_dir(config.cache)).states(list(frame["text"]))
+    encoded = encode_texts(list(frame["text"]), config, pretrained)
     seen = without_sensitive(frame)
     rows = featurise(
         seen,
@@ -103,6 +103,7 @@ def _load(
         item_counts=item_counts,
         item_rates=item_rates,
         own_rows_N=~evaluate_N,
+        tokens_T=encoded.tokens_T,
     )
     row_N = np.flatnonzero(evaluate_N)
     user_N = np.searchsorted(rows.offset_U1, row_N, side="right") - 1

@@ -35,6 +35,7 @@ from common.model.click_model import ClickModel
 from common.model.saved import SETTINGS_VERSION
 from common.pretrained import Pretrained
 from common.runfolder import RunFolder, write_atomically, write_json
+from common.vector import trainable
 
 
 def num_parameters(folder: Path) -> int:
@@ -59,7 +60,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     if statistics is not None:
         write_atomically(folder / STATISTICS, statistics)
-    write_atomically(folder / PARAMETERS, save(model.state_dict()))
+    write_atomically(folder / PARAMETERS, save({name: parameter.detach() for name, parameter in trainable(model)}))
     table = to_table(config)
     del table["cache"]  # each machine's own
     facts: dict[str, Any] = {

@@ -22,6 +22,7 @@ class ServerOptimiser:
 
     config: ServerConfig
     length: int
+    rate_D: Double | None = None  # of each coordinate's learning rate, over the configured one, in a gradient's step
     _first_D: Double = field(init=False, repr=False)
     _second_D: Double = field(init=False, repr=False)
 
@@ -40,7 +41,10 @@ class ServerOptimiser:
             kind: which of the two.
         """
         direction_D = mean_D if kind is LocalDelta else -mean_D
-        return (global_D.astype(np.float64) + self.config.learning_rate * self._shape(direction_D)).astype(np.float32)
+        step_D = self.config.learning_rate * self._shape(direction_D)
+        if kind is NoisedStep and self.rate_D is not None:  # a partner's own steps have had theirs
+            step_D *= self.rate_D
+        return (global_D.astype(np.float64) + step_D).astype(np.float32)
 
     def _shape(self, direction_D: Double) -> Double:
         if self.config.optimiser == "fedavg":

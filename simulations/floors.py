@@ -37,9 +37,9 @@ from common.lineage import STATISTICS
 from common.messages import TrainingPlan
 from common.metrics import evaluate_scores
 from common.model.click_model import build_model
-from common.pretrained import locate
+from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder
-from common.textstates import TextStates, default_cache_dir
+from common.textstates import encode_texts
 from common.vector import read_vector, write_vector
 from server.evaluation import HeldOut, intervals, load_heldout, score
 
@@ -59,7 +59,7 @@ class Logs:
     training: pd.DataFrame  # canonical rows and `partner`
     central: pd.DataFrame
     heldout: HeldOut
-    states: TextStates
+    pretrained: Pretrained
     item_counts: ItemCounts
     item_rates: ItemRates | None = None  # of the private statistics that the final model goes with
 
@@ -85,7 +85,7 @@ def load_logs(config: Config, folder: RunFolder) -> Logs:
         training=training,
         central=pd.read_parquet(folder.central),
         heldout=load_heldout(folder.central, config.model, pretrained, used, rates),
-        states=TextStates(pretrained, config.model.max_tokens, default_cache_dir(config.model.cache)),
+        pretrained=pretrained,
         item_counts=counts,
         item_rates=rates,
     )
@@ -172,12 +172,12 @@ def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
 
 
 def _row_states(logs: Logs, rows: pd.DataFrame) -> NDArray[np.float32]:
-    encoded = logs.states.states(list(rows["text"]))
+    encoded = encode_texts(list(rows["text"]), replace(logs.config.model, tune="head"), logs.pretrained)
     return encoded.states_TE[encoded.index_N]
 
 
 def _dense(logs: Logs, rows: pd.DataFrame, model: ModelConfig, in_counts_N: NDArray[np.bool_]) -> UserRows:
-    encoded = logs.states.states(list(rows["text"]))
+    encoded = encode_texts(list(rows["text"]), model, logs.pretrained)
     counts = logs.item_counts if model.item_rates == "exact" else None
     return featurise(
         rows,
@@ -187,6 +187,7 @@ def _dense(logs: Logs, rows: pd.DataFrame, model: ModelConfig, in_counts_N: NDAr
         item_counts=counts,
         item_rates=logs.item_rates,
         own_rows_N=in_counts_N,
+        tokens_T=encoded.tokens_T,
     )
 
 
@@ -219,7 +220,7 @@ def _train_and_score(logs: Logs, rows: pd.DataFrame, label: str) -> tuple[int, S
     plan = TrainingPlan(steps, config.round.client_optimiser, config.round.learning_rate, config.round.weight_decay)
     step = DpStep(rate, 0.0, None, config.privacy.max_impressions_per_user, rate * features.num_users)
     heads = logs.heldout.label_NL.shape[1]
-    model = build_model(config.model, features.states_TE.shape[1], heads, config.round.seed)
+    model = build_model(config.model, logs.pretrained.width, heads, config.round.seed, logs.pretrained)
     start_D = read_vector(model)
     randomness = Randomness(config.round.seed, label, 0)
     write_vector(model, start_D + train_privately(model, start_D, features, plan, step, randomness))

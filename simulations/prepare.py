@@ -23,7 +23,7 @@ from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
 from common.secagg.parameters import LEAST_PARTICIPANTS
 from common.secagg.roster import Member, Roster, dump_roster
-from common.textstates import TextStates, default_cache_dir
+from common.textstates import encode_texts
 from simulations.partners import PartnerLogs, build_partners, write_central
 from simulations.sizes import declared
 from simulations.sources import load_source
@@ -82,8 +82,7 @@ def read_data(data: DataConfig, model: ModelConfig, progress: Progress | None = 
     logs = build_partners(load_source(data), data)
     read = time.monotonic()
     texts = sorted(set(logs.central["text"]).union(*(part["text"] for part in logs.training)))
-    store = TextStates(pretrained, model.max_tokens, default_cache_dir(model.cache))
-    encoded = store.states(texts, progress)
+    encoded = encode_texts(texts, model, pretrained, progress)
     done = time.monotonic()
     facts = {"source": data.source} | logs.report
     facts["texts"] = {"distinct": len(texts), "encoded": encoded.encoded, "reused": encoded.reused}

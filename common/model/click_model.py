@@ -1,25 +1,35 @@
 """The click model: candidate against history, with the user's own past beside it.
 
-Text states are frozen and come in ready; what is trained is a candidate projection, a DIN-like attention over the
-history and small heads: `nn.Linear` only, so that Opacus' hooks give the exact gradient of every batch element, and
-the batch element is the user.
+What is always trained is a candidate projection, a DIN-like attention over the history and small heads: `nn.Linear`
+only, so that Opacus' hooks give the exact gradient of every batch element, and the batch element is the user. Text
+states are frozen and come in ready, unless part of the encoder is trained as well (`common.model.tail`).
 
 Legend: B users, M rows of a user, K history entries, E text width, D model width, F dense features, L heads.
 Source: Zhou et al. 2018, "Deep Interest Network", section 4.3 (attention that keeps the amount of interest).
 """
 
+from dataclasses import replace
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from common.config import ModelConfig
-from common.features import Batch, dense_names
+from common.features import Batch, UserRows, dense_names
+from common.model.packing import portions
+from common.model.tail import TextTail, build_tail
+from common.pretrained import Pretrained
+from common.vector import trainable
 
 
 class ClickModel(nn.Module):
     """Logits of click (and of purchase given click) for every row of every user of a batch."""
 
-    def __init__(self, text_width: int, num_dense: int, num_heads: int, config: ModelConfig) -> None:
+    def __init__(
+        self, text_width: int, num_dense: int, num_heads: int, config: ModelConfig, text: TextTail | None = None
+    ) -> None:
         super().__init__()
         width = config.width
         self.project = _linear(text_width, width)
@@ -27,6 +37,8 @@ class ClickModel(nn.Module):
         self.hidden = _linear(3 * width + num_dense, config.hidden)
         self.head = _linear(config.hidden, num_heads)
         self.wide = _linear(num_dense, num_heads, bias=False)
+        self.text = text
+        self.text_rate = config.tune_rate
 
     def forward(self, candidate_BME: Tensor, bank_BKE: Tensor, attend_BMK: Tensor, dense_BMF: Tensor) -> Tensor:
         """Returns logits_BML; a row without history attends to nothing and gets a zero interest vector."""
@@ -55,12 +67,39 @@ def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-def build_model(config: ModelConfig, text_width: int, num_heads: int, seed: int) -> ClickModel:
+def in_encoder(name: str) -> bool:
+    """Whether a parameter of this name lies in the encoder's layers."""
+    return name.startswith("text.")
+
+
+def learning_rates(model: ClickModel) -> NDArray[np.float64]:
+    """Returns each trained parameter's learning rate over that of the small layers, float64 [D]."""
+    rates = [(model.text_rate if in_encoder(name) else 1.0, parameter.numel()) for name, parameter in trainable(model)]
+    return np.concatenate([np.full(size, rate) for rate, size in rates])
+
+
+def build_model(
+    config: ModelConfig, text_width: int, num_heads: int, seed: int, base: Pretrained | None = None
+) -> ClickModel:
     """Returns a freshly initialised model; the same seed gives the same weights, and torch's own RNG is not touched.
 
     The head starts near zero, so that first predictions are near one half and no user's first gradient is extreme.
+
+    Args:
+        config: sizes, and what of the encoder is trained.
+        text_width: E of its states.
+        num_heads: 1, or 2 with purchases.
+        seed: of the weights that are not pretrained.
+        base: the encoder; needed where part of it is trained (`config.tune` other than "head").
+
+    Raises:
+        PretrainedError: where the encoder's layers cannot be trained.
+        ValueError: where they are to be, and no encoder was given.
     """
-    model = ClickModel(text_width, len(dense_names(config)), num_heads, config)
+    if config.tune != "head" and base is None:
+        raise ValueError(f"tune = {config.tune!r} needs the encoder")
+    text = build_tail(config, base, seed) if base is not None and config.tune != "head" else None
+    model = ClickModel(text_width, len(dense_names(config)), num_heads, config, text)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in (model.project, model.query, model.hidden):
@@ -73,13 +112,59 @@ def build_model(config: ModelConfig, text_width: int, num_heads: int, seed: int)
 
 
 def forward(model: ClickModel, batch: Batch) -> Tensor:
-    """Returns logits_BML of a numpy batch."""
+    """Returns logits_BML of a numpy batch, its text states as they are in it."""
     return model(  # type: ignore[no-any-return]
         torch.from_numpy(batch.candidate_BME),
         torch.from_numpy(batch.bank_BKE),
         torch.from_numpy(batch.attend_BMK),
         torch.from_numpy(batch.dense_BMF),
     )
+
+
+def used_texts(batch: Batch) -> NDArray[np.int64]:
+    """Returns the numbers of the distinct texts that a batch reads, ascending, int64 [V]."""
+    text_X = np.concatenate([batch.candidate_text_BM.ravel(), batch.bank_text_BK.ravel()])
+    return np.unique(text_X[text_X >= 0])
+
+
+def forward_states(model: ClickModel, batch: Batch, text_V: NDArray[np.int64], state_VE: Tensor) -> Tensor:
+    """Returns logits_BML of a numpy batch whose texts have these states, with the graph to `state_VE`.
+
+    Args:
+        model: the model.
+        batch: the batch.
+        text_V: numbers of texts, ascending, `used_texts(batch)` among them.
+        state_VE: their states.
+    """
+    padded_VE = torch.cat([state_VE, state_VE.new_zeros(1, state_VE.shape[1])])  # the last: no text
+
+    def states_of(text_BX: NDArray[np.int64]) -> Tensor:
+        place_BX = np.where(text_BX < 0, len(text_V), np.searchsorted(text_V, text_BX))
+        return padded_VE[torch.from_numpy(place_BX)]
+
+    return model(  # type: ignore[no-any-return]
+        states_of(batch.candidate_text_BM),
+        states_of(batch.bank_text_BK),
+        torch.from_numpy(batch.attend_BMK),
+        torch.from_numpy(batch.dense_BMF),
+    )
+
+
+def with_text_states(model: ClickModel, rows: UserRows) -> UserRows:
+    """Returns the rows with the states that the model's own layers give their texts; scoring reads those.
+
+    A model without layers of its own reads the states as they are.
+    """
+    if model.text is None:
+        return rows
+    if rows.tokens_T is None:
+        raise ValueError("rows without token states: the model's own layers have nothing to read")
+    text_V = np.unique(rows.text_N)
+    states_TE = np.zeros((int(text_V.max(initial=-1)) + 1, rows.states_TE.shape[1]), np.float32)
+    with torch.no_grad():
+        for part in portions([len(rows.tokens_T[text]) for text in text_V]):
+            states_TE[text_V[part]] = model.text([rows.tokens_T[text] for text in text_V[part]]).cpu().numpy()
+    return replace(rows, states_TE=states_TE)
 
 
 def user_losses(logits_BML: Tensor, batch: Batch) -> Tensor:

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from common.config import STRICT, ModelConfig
-from common.errors import ModelError
+from common.errors import ModelError, PretrainedError
 from common.itemrates import ItemRates, parse_release
 from common.lineage import PARAMETERS, SETTINGS, STATISTICS, Lineage
 from common.model.click_model import ClickModel, build_model
 from common.pretrained import Pretrained
-from common.vector import layout_fingerprint
+from common.vector import layout_fingerprint, trainable
 
 SETTINGS_VERSION = 1
 
@@ -36,26 +36,40 @@ class Settings:
     rounds: int
 
 
-def load_model(files: Mapping[str, bytes], lineage: Lineage) -> tuple[ClickModel, ModelConfig]:
+def load_model(
+    files: Mapping[str, bytes], lineage: Lineage, base: Pretrained | None = None
+) -> tuple[ClickModel, ModelConfig]:
     """Returns the trained model and its configuration, from files that `common.lineage.verified` has passed.
+
+    Args:
+        files: name -> bytes.
+        lineage: what they were verified with.
+        base: the encoder; needed where part of it was trained.
 
     Raises:
         ModelError: where they do not make a model of the layout that the lineage names.
     """
     settings = _settings(files[SETTINGS])
-    model = build_model(settings.model, settings.text_width, settings.num_heads, seed=0)
+    if settings.model.tune != "head" and base is None:
+        raise ModelError(f"{SETTINGS}: part of the encoder was trained, which cannot be built without the encoder")
+    try:
+        model = build_model(settings.model, settings.text_width, settings.num_heads, seed=0, base=base)
+    except PretrainedError as error:
+        raise ModelError(f"{SETTINGS}: {error}") from None
     if layout_fingerprint(model, lineage.base.fingerprint, settings.model) != lineage.layout:
         raise ModelError(f"{SETTINGS}: describes another layout than the lineage's {lineage.layout[:12]}")
     try:
         found = load(files[PARAMETERS])
     except (SafetensorError, ValueError, KeyError):
         raise ModelError(f"{PARAMETERS}: cannot be read as safetensors") from None
-    wanted = {name: tuple(values.shape) for name, values in model.state_dict().items()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in trainable(model)}
     if {name: values.shape for name, values in found.items()} != wanted:
         raise ModelError(f"{PARAMETERS}: other parameters than those of its own {SETTINGS}")
     if any(values.dtype != np.float32 or not np.isfinite(values).all() for values in found.values()):
         raise ModelError(f"{PARAMETERS}: parameters that are not finite float32")
-    model.load_state_dict({name: torch.from_numpy(values.copy()) for name, values in found.items()})
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            parameter.copy_(torch.from_numpy(found[name]))
     return model, settings.model
 
 

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from client.gradients import GradientHooks
-from client.training import clipped_sum, load_for_training
+from client.training import clipped_sum, hooks_on, load_for_training
 from common.features import UserRows
 from common.model.click_model import ClickModel
 from common.privacy.views import VIEWS, View
@@ -44,7 +43,7 @@ class Others:
     def sums(self, start_D: Float32) -> dict[int, Float]:
         """Returns partner number -> the sum over its units of clipped gradients over the clip, float64 [D]."""
         load_for_training(self._model, start_D)
-        hooks = GradientHooks(self._model)
+        hooks = hooks_on(self._model)
         try:
             return {
                 number: clipped_sum(self._model, rows, self._units[number], self._clip) / self._clip

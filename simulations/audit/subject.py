@@ -17,7 +17,7 @@ from common.model.click_model import ClickModel, build_model
 from common.pretrained import Pretrained, locate
 from common.privacy.statement import PrivacyStatement, privacy_statement
 from common.runfolder import RunFolder
-from common.textstates import TextStates, default_cache_dir
+from common.textstates import encode_texts
 from common.vector import write_vector
 from server.checkpoint import load_checkpoint
 from simulations.audit.observed import Observation, Watching, observe, with_logs
@@ -88,7 +88,7 @@ class Subject:
     def new_model(self) -> ClickModel:
         """Returns the model that a run starts from."""
         heads = 2 if "purchased" in self.logs[0] else 1
-        return build_model(self.config.model, self.pretrained.width, heads, self.config.round.seed)
+        return build_model(self.config.model, self.pretrained.width, heads, self.config.round.seed, self.pretrained)
 
     @property
     def pretrained(self) -> Pretrained:
@@ -99,10 +99,8 @@ class Subject:
         """Returns the features of training rows, as a partner makes them."""
         ordered = rows.sort_values(["user", "time"], kind="stable").reset_index(drop=True)
         model = self.config.model
-        encoded = TextStates(self.pretrained, model.max_tokens, default_cache_dir(model.cache)).states(
-            list(ordered["text"])
-        )
-        return featurise(ordered, encoded.index_N, encoded.states_TE, model)
+        encoded = encode_texts(list(ordered["text"]), model, self.pretrained)
+        return featurise(ordered, encoded.index_N, encoded.states_TE, model, tokens_T=encoded.tokens_T)
 
     def units(self, rows: UserRows) -> list[NDArray[np.int64]]:
         """Returns the row numbers of every unit: of a user with more rows than a step takes, the latest."""

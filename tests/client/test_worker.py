@@ -491,7 +491,7 @@ def test_the_summed_counts_become_features_and_survive_a_restart(make: Make) -> 
 def test_partners_of_one_process_share_a_model_per_thread_and_layout(make: Make) -> None:
     one, other = Worker(make("a")), Worker(make("b"))
     assert one._model() is other._model()
-    assert thread_model(one.config.model, one._pretrained.width, 2) is not one._model()
+    assert thread_model(one.config.model, one._pretrained, 2) is not one._model()
     elsewhere: list[Any] = []
     thread = threading.Thread(target=lambda: elsewhere.append(one._model()))
     thread.start()

@@ -183,7 +183,7 @@ class HostileServer:
 
     def layout(self) -> str:
         worker = self.worker(1)
-        model = thread_model(worker.config.model, worker._pretrained.width, 1)
+        model = thread_model(worker.config.model, worker._pretrained, 1)
         return layout_fingerprint(model, worker._pretrained.fingerprint, worker.config.model)
 
 
