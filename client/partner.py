@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from common.addresses import UNIX, require_local
 from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
-from common.config_checks import item_rate_checks, label_checks
+from common.config_checks import item_rate_checks, label_checks, tuning_checks
 from common.errors import ConfigError
 from common.kit import take_version
 from common.lineage import MOST_MODEL_BYTES
@@ -125,7 +125,11 @@ class PartnerConfig:
                 f" {self.aggregation.least_participants} and {self.aggregation.colluders})"
             )
         method, rates = self.aggregation.method, self.model.item_rates
-        if problems := [*label_checks(self.privacy), *item_rate_checks(rates, self.privacy, method)]:
+        if problems := [
+            *tuning_checks(self.model),
+            *label_checks(self.privacy),
+            *item_rate_checks(rates, self.privacy, method),
+        ]:
             raise ConfigError("\n".join(f"{self.name}: {problem}" for problem in problems))
         if rates == "private" and self.privacy.statistics_noise_multiplier is None:
             raise ConfigError(

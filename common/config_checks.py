@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from common.secagg.graph import MOST_COMPLETE
 
 if TYPE_CHECKING:  # `Config` calls this while it is made
-    from common.config import AggregationConfig, Config, PrivacyConfig, SimulationConfig
+    from common.config import AggregationConfig, Config, ModelConfig, PrivacyConfig, SimulationConfig
 
 MOST_LABEL_EPSILON = 20.0
 
@@ -19,6 +19,7 @@ def contradictions(config: "Config") -> list[str]:
             f"round.local_steps = {rounds.local_steps}: at most privacy.max_local_steps = {privacy.max_local_steps};"
             " lower the one or raise the other"
         )
+    problems += tuning_checks(config.model)
     problems += item_rate_checks(config.model.item_rates, privacy, config.aggregation.method)
     problems += label_checks(privacy)
     if privacy.mode == "label" and data.source == "generated" and data.generator.purchase_rate > 0:
@@ -42,6 +43,19 @@ def contradictions(config: "Config") -> list[str]:
         problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
     if data.source == "files" and not data.card:
         problems.append('data.card is empty: data.source = "files" needs a data card (TOML) that names the columns')
+    return problems
+
+
+def tuning_checks(model: "ModelConfig") -> list[str]:
+    """Returns what fine-tuning settings contradict each other, in a run's file and in a partner's own."""
+    problems: list[str] = []
+    if model.tune == "top_layers" and model.tune_layers == 0:
+        problems.append('model.tune_layers = 0: all layers; write model.tune = "full" for that, or a number of layers')
+    if model.tune == "adalora" and model.tune_final_rank > model.tune_rank:
+        problems.append(
+            f"model.tune_final_rank = {model.tune_final_rank:g}: at most model.tune_rank = {model.tune_rank}, with"
+            " which training begins; lower the one or raise the other"
+        )
     return problems
 
 

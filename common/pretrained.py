@@ -270,7 +270,14 @@ class TextEncoder:
 
         Arguments, errors and the guarantee that a text's states are its own function are those of `encode`.
         """
-        return self._each(texts, max_tokens, partial(self._layer_input, depth=depth))
+        layers = encoder_layers(self.model)
+        if not 0 <= depth < len(layers):
+            raise PretrainedError(f"{self.spec}: no layer {depth} of {len(layers)} whose input could be kept")
+        handle = layers[depth].register_forward_pre_hook(_stop_here, with_kwargs=True)
+        try:
+            return self._each(texts, max_tokens, partial(self._layer_input, depth=depth))
+        finally:
+            handle.remove()
 
     def _layer_input(self, tokens: list[int], depth: int) -> npt.NDArray[np.float32]:
         import torch
@@ -279,9 +286,12 @@ class TextEncoder:
             return np.zeros((0, self.width), np.float32)
         with torch.inference_mode():
             ids_1T = torch.tensor([tokens], device=self.model.device)
-            found = self.model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), output_hidden_states=True)
-        states_TE: npt.NDArray[np.float32] = found.hidden_states[depth][0].float().cpu().numpy()
-        return states_TE
+            try:
+                self.model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T))
+            except _ReachedError as reached:
+                states_TE: npt.NDArray[np.float32] = reached.hidden_1TE[0].float().cpu().numpy()
+                return states_TE
+        raise PretrainedError(f"{self.spec}: layer {depth} was never run")
 
     def _tokenise(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         if not texts:
@@ -303,6 +313,30 @@ class TextEncoder:
             unit_1E = torch.nn.functional.normalize(hidden_1TE.sum(1), dim=1)
         state_E: npt.NDArray[np.float32] = (unit_1E[0] * self.width**0.5).cpu().numpy()
         return state_E
+
+
+class _ReachedError(Exception):
+    """Ends a pass where the layers begin that are not needed."""
+
+    def __init__(self, hidden_1TE: Any) -> None:
+        super().__init__()
+        self.hidden_1TE = hidden_1TE
+
+
+def _stop_here(_layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    raise _ReachedError(given[0] if given else named["hidden_states"])
+
+
+def encoder_layers(model: Any) -> Sequence[Any]:
+    """Returns the transformer layers of an encoder or decoder, lowest first; none where they are not known."""
+    for path in ("encoder.layer", "layers"):
+        found = model
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is not None:
+            layers: Sequence[Any] = found
+            return layers
+    return ()
 
 
 def load_text_encoder(pretrained: Pretrained) -> TextEncoder:

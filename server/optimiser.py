@@ -22,7 +22,7 @@ class ServerOptimiser:
 
     config: ServerConfig
     length: int
-    rate_D: Double | None = None  # of each coordinate's learning rate, over the configured one, in a gradient's step
+    rate_D: Double | None = None  # each coordinate's learning rate over the configured one
     _first_D: Double = field(init=False, repr=False)
     _second_D: Double = field(init=False, repr=False)
 
@@ -42,7 +42,8 @@ class ServerOptimiser:
         """
         direction_D = mean_D if kind is LocalDelta else -mean_D
         step_D = self.config.learning_rate * self._shape(direction_D)
-        if kind is NoisedStep and self.rate_D is not None:  # a partner's own steps have had theirs
+        # A partner's own steps have had their rates already, but FedAdam takes every coordinate's size out again.
+        if self.rate_D is not None and (kind is NoisedStep or self.config.optimiser == "fedadam"):
             step_D *= self.rate_D
         return (global_D.astype(np.float64) + step_D).astype(np.float32)
 

@@ -42,3 +42,27 @@ def write_tiny_encoder(folder: Path, seed: int = 0, max_positions: int = 512) ->
     vocabulary = {piece: row for row, piece in enumerate(pieces)}
     BertTokenizer(vocab=vocabulary, model_max_length=max_positions).save_pretrained(folder)
     return folder
+
+
+def write_tiny_decoder(folder: Path, seed: int = 0) -> Path:
+    """Writes a small random Llama with the same tokenizer, which adds no token of its own; as `write_tiny_encoder`."""
+    stay_offline()
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+
+    write_tiny_encoder(folder, seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=512,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaModel(config)
+    model.save_pretrained(folder)
+    return folder

@@ -8,7 +8,7 @@ Legend: V texts, n tokens of a text, S tokens of all, B sequences of T tokens, P
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.config import ModelConfig
 from common.errors import PretrainedError
 from common.model.packing import Packing, pack
 from common.model.tuning import put_in
-from common.pretrained import Pretrained, load_text_encoder
+from common.pretrained import Pretrained, encoder_layers, load_text_encoder
 
 Float = NDArray[np.float32]
 
@@ -35,7 +35,6 @@ class Family:
 
     Attributes:
         name: as the errors say it.
-        layers: encoder -> its layers.
         causal: whether a token sees only those before it.
         query_value: where low-rank products go by default, as names within a layer.
         attention: and with `tune_targets = "attention"`.
@@ -43,7 +42,6 @@ class Family:
     """
 
     name: str
-    layers: Callable[[Any], nn.ModuleList]
     causal: bool
     query_value: tuple[str, ...]
     attention: tuple[str, ...]
@@ -52,7 +50,6 @@ class Family:
 
 _BERT = Family(
     name="BERT",
-    layers=lambda encoder: encoder.encoder.layer,
     causal=False,
     query_value=("attention.self.query", "attention.self.value"),
     attention=(*(f"attention.self.{part}" for part in ("query", "key", "value")), "attention.output.dense"),
@@ -60,7 +57,6 @@ _BERT = Family(
 )
 _LLAMA = Family(
     name="Llama",
-    layers=lambda encoder: encoder.layers,
     causal=True,
     query_value=("self_attn.q_proj", "self_attn.v_proj"),
     attention=tuple(f"self_attn.{part}_proj" for part in "qkvo"),
@@ -85,7 +81,7 @@ class TextTail(nn.Module):
         self._causal = family.causal
         # Its buffers are of positions, not of data; as an attribute of a tuple it is no part of this module.
         self._rotary: tuple[Any, ...] = (encoder.rotary_emb,) if family.causal else ()
-        self.layers = nn.ModuleList(family.layers(encoder)[frozen_layers:])
+        self.layers = nn.ModuleList(encoder_layers(encoder)[frozen_layers:])
         self.norm = encoder.norm if family.causal else nn.Identity()
         self.requires_grad_(config.tune in ("top_layers", "full"))
         self.prompt_PE: nn.Parameter | None = None
@@ -169,7 +165,7 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
             `tune_layers`.
     """
     encoder, family = _loaded(pretrained)
-    layers = len(family.layers(encoder))
+    layers = len(encoder_layers(encoder))
     if config.tune_layers > layers:
         raise PretrainedError(
             f"model.tune_layers = {config.tune_layers}: {pretrained.spec} has {layers} layers; use at most that many,"

@@ -230,6 +230,11 @@ def test_every_problem_is_told_at_once() -> None:
     ("table", "parts"),
     [
         ({"round": {"local_steps": 65}}, ["round.local_steps = 65", "privacy.max_local_steps = 64"]),
+        ({"model": {"tune": "top_layers", "tune_layers": 0}}, ["model.tune_layers = 0", 'tune = "full"']),
+        (
+            {"model": {"tune": "adalora", "tune_rank": 2, "tune_final_rank": 3.0}},
+            ["model.tune_final_rank = 3", "at most model.tune_rank = 2"],
+        ),
         ({"model": {"item_rates": "exact"}}, ['model.item_rates = "exact"', "not private", 'privacy.mode to "none"']),
         (
             {"data": {"partners": 4}, "round": {"partners_per_round": 5}},
