@@ -73,7 +73,7 @@ def trained_parameters(config: Config) -> int:
         PretrainedError: where the text encoder, whose width counts, is not there.
     """
     try:
-        text_width = locate(config.model.encoder, config.model.encoder_sha256).width
+        text_width = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache).width
     except PretrainedError as error:
         raise PretrainedError(f"{error}; or say how many parameters are trained: --parameters N") from None
     model, dense, heads = config.model, len(dense_names(config.model)), 2 if _has_purchases(config) else 1
