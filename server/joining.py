@@ -75,26 +75,45 @@ def _ask_all(
     return failures
 
 
-def fitting(config: Config, replies: Mapping[str, JoinReply], layout: str, roster: Roster) -> dict[str, JoinReply]:
+def fitting(
+    config: Config, replies: Mapping[str, JoinReply], layout: str, base: str, roster: Roster
+) -> dict[str, JoinReply]:
     """Returns the partners that would train this very model with this very roster; the others are left out, and named.
+
+    Args:
+        config: the run's.
+        replies: what each partner said of itself.
+        layout: the server's `layout_fingerprint`, which covers the base weights.
+        base: the server's own hash of the base weights, which says why a layout is another.
+        roster: the server's.
 
     Raises:
         TooFewPartners: when too few are left.
     """
     alike = {partner: reply for partner, reply in replies.items() if reply.fingerprint == layout}
-    for partner in replies.keys() - alike.keys():
-        say("left_out", f"{partner} is left out: its model layout is another")
+    reasons = {name: _difference(replies[name], layout, base) for name in replies if name not in alike}
     if config.aggregation.method == "secure":
         for partner in [name for name in alike if alike[name].roster != roster.hash.hex()]:
             del alike[partner]
-            say("left_out", f"{partner} is left out: its roster or its aggregation.method is another")
+            reasons[partner] = "its roster or its aggregation.method is another"
+    for partner, reason in reasons.items():
+        say("left_out", f"{partner} is left out: {reason}")
     if len(alike) < config.aggregation.min_partners:
         raise TooFewPartners(
             f"{len(alike)} of {len(replies)} partners have the server's model layout and roster,"
             f" {config.aggregation.min_partners} are needed: compare their encoder, [model] table, purchase column and"
-            " roster with the server's"
+            f" roster with the server's ({'; '.join(sorted(set(reasons.values()))[:3])})"
         )
     return alike
+
+
+def _difference(reply: JoinReply, layout: str, base: str) -> str:
+    if reply.base != base:
+        return (
+            f"its encoder has the fingerprint {reply.base[:12] or 'unsaid'}, the server's {base[:12]}: both need the"
+            " same weights, configuration and tokenizer (`hushclick check` prints a partner's)"
+        )
+    return f"its model layout is {reply.fingerprint[:12]}, the server's {layout[:12]}: compare the [model] tables"
 
 
 def anchored(

@@ -71,7 +71,7 @@ class Logs:
 
 def load_logs(config: Config, folder: RunFolder) -> Logs:
     """Returns the logs of a prepared run folder."""
-    pretrained = locate(config.model.encoder, config.model.encoder_sha256)
+    pretrained = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
     parts = []
     for number in range(config.data.partners):
         rows = pd.read_parquet(folder.partner(number) / "clicks.parquet")

@@ -78,7 +78,7 @@ def read_data(data: DataConfig, model: ModelConfig, progress: Progress | None = 
         PretrainedError: when the text encoder is not there or not what it says.
     """
     started = time.monotonic()
-    pretrained = locate(model.encoder, model.encoder_sha256)
+    pretrained = locate(model.encoder, model.encoder_sha256, model.cache)
     logs = build_partners(load_source(data), data)
     read = time.monotonic()
     texts = sorted(set(logs.central["text"]).union(*(part["text"] for part in logs.training)))

@@ -73,11 +73,16 @@ def trained_parameters(config: Config) -> int:
         PretrainedError: where the text encoder, whose width counts, is not there.
     """
     try:
-        text_width = locate(config.model.encoder, config.model.encoder_sha256).width
+        base = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
     except PretrainedError as error:
         raise PretrainedError(f"{error}; or say how many parameters are trained: --parameters N") from None
     model, dense, heads = config.model, len(dense_names(config.model)), 2 if _has_purchases(config) else 1
-    project = text_width * model.width + model.width
+    if model.tune != "head":
+        from common.model.click_model import build_model  # torch, which takes seconds, is needed for these alone
+        from common.vector import num_trainable
+
+        return num_trainable(build_model(model, base.width, heads, 0, base))
+    project = base.width * model.width + model.width
     query = model.width**2 + model.width
     hidden = (3 * model.width + dense) * model.hidden + model.hidden
     return project + query + hidden + (model.hidden + 1) * heads + dense * heads

@@ -44,25 +44,45 @@ def write_tiny_encoder(folder: Path, seed: int = 0, max_positions: int = 512) ->
     return folder
 
 
-def write_tiny_decoder(folder: Path, seed: int = 0) -> Path:
-    """Writes a small random Llama with the same tokenizer, which adds no token of its own; as `write_tiny_encoder`."""
+def write_tiny_decoder(folder: Path, family: str = "llama", seed: int = 0, max_positions: int = 512) -> Path:
+    """Writes a tiny random decoder over bytes, without padding or begin token, into `folder` and returns it.
+
+    Args:
+        folder: made when it is not there.
+        family: llama, qwen2 or qwen3.
+        seed: of the weights; the global random state is left as it was.
+        max_positions: most tokens that it reads.
+    """
     stay_offline()
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
-    write_tiny_encoder(folder, seed)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    logging.disable_progress_bar()
+    letters = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={letter: row for row, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(letters),
         hidden_size=WIDTH,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=512,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=WIDTH // 2,
+        intermediate_size=64,
+        max_position_embeddings=max_positions,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaModel(config)
+        model = AutoModel.from_config(config)
     model.save_pretrained(folder)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", model_max_length=max_positions
+    )
+    wrapped.save_pretrained(folder)
     return folder

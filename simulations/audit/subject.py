@@ -93,7 +93,7 @@ class Subject:
     @property
     def pretrained(self) -> Pretrained:
         """The text encoder."""
-        return locate(self.config.model.encoder, self.config.model.encoder_sha256)
+        return locate(self.config.model.encoder, self.config.model.encoder_sha256, self.config.model.cache)
 
     def features(self, rows: pd.DataFrame) -> UserRows:
         """Returns the features of training rows, as a partner makes them."""

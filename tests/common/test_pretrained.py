@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from common import pretrained
+from common.bundled import BUNDLED
 from common.errors import PretrainedError
 from common.pretrained import TextEncoder, load_text_encoder, locate
 
@@ -101,7 +102,7 @@ def test_unknown_spec_is_refused(spec: str) -> None:
 
 
 def test_unknown_bundled_name_lists_the_known() -> None:
-    with pytest.raises(PretrainedError, match="known: minilm"):
+    with pytest.raises(PretrainedError, match="known: e5, minilm, smollm2"):
         locate("bundled:maxilm")
 
 
@@ -112,8 +113,8 @@ def test_missing_wheel_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_bundled_weights_of_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
-    monkeypatch.setattr(pretrained, "_bundled_folder", lambda name: tiny)
-    with pytest.raises(PretrainedError, match=pretrained.BUNDLED["minilm"].weights_sha256):
+    monkeypatch.setattr(pretrained, "path_in_wheel", lambda name: tiny)
+    with pytest.raises(PretrainedError, match=BUNDLED["minilm"].weights_sha256):
         locate("bundled:minilm")
 
 

@@ -73,8 +73,11 @@ def test_every_dependency_is_pinned_exactly() -> None:
     assert pins["flwr"].startswith("1.41.")
 
 
-def test_models_are_pinned_by_hash() -> None:
-    lines = [line for line in (ROOT / "requirements-models.txt").read_text().splitlines() if line and line[0] != "#"]
+@pytest.mark.parametrize("role", ["", "-e5", "-smollm2"])
+def test_models_are_pinned_by_hash(role: str) -> None:
+    lines = [
+        line for line in (ROOT / f"requirements-models{role}.txt").read_text().splitlines() if line and line[0] != "#"
+    ]
     assert lines
     for line in lines:
         assert re.fullmatch(r"[a-z0-9.-]+==[0-9.]+ --hash=sha256:[0-9a-f]{64}", line), line

@@ -104,7 +104,7 @@ def test_the_leaver_is_no_member_of_the_new_roster_and_is_left_out_with_the_old_
         name: JoinReply(name, 100, "layout", False, (old if name == "shop-b" else new).hash.hex())
         for name in ("shop-a", "shop-b", "shop-c", "shop-d")
     }
-    assert sorted(fitting(config, replies, "layout", new)) == ["shop-a", "shop-c", "shop-d"]
+    assert sorted(fitting(config, replies, "layout", "", new)) == ["shop-a", "shop-c", "shop-d"]
 
 
 def test_the_others_go_on_under_the_old_roster_without_it(tmp_path: Path, tiny_encoder: Path) -> None:
