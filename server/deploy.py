@@ -26,7 +26,7 @@ from common.registry import Registry
 from common.runfolder import RunFolder, write_atomically, write_json
 from common.secagg.roster import load_roster
 from common.signals import stop_on_signals
-from server.central import central_rows
+from server.central import central_rows, mark_sampling
 from server.control import Control
 from server.deployment import ServerDeployment, load_deployment, node_keys
 from server.gate import Gate, gate_app, superlink_behind_tls
@@ -102,7 +102,8 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
     log_read = read_clicks(Path(deployment.clicks), card, sensitive=True)
     _say_sensitive(card, log_read)
     folder.root.mkdir(parents=True, exist_ok=True)
-    central_rows(log_read, config.data).to_parquet(folder.central, index=False)
+    marked = mark_sampling(central_rows(log_read, config.data), card.click.unclicked_kept)
+    marked.to_parquet(folder.central, index=False)
     _copy_catalogue(deployment, config, folder)
     shutil.copyfile(roster, folder.roster)
     folder.audit.touch(mode=0o600)
