@@ -64,16 +64,16 @@ class Patience:
     def __init__(self, config: ServerConfig) -> None:
         self.patience, self.figure = config.patience, config.patience_figure
         self.best: float | None = None
-        self.best_round = self.waited = 0
+        self.best_round = self.waited = self.best_models = 0
         self._best_D: NDArray[np.float64] | None = None
 
-    def look(self, number: int, figures: Mapping[str, Any], model_D: Float) -> None:
-        """Takes in the figures of a model; one that is not defined is not better."""
+    def look(self, number: int, figures: Mapping[str, Any], model_D: Float, models: int = 0) -> None:
+        """Takes in the figures of a model, which is a mean of so many; a figure that is not defined is not better."""
         if not self.patience:
             return
         value = float(figures[self.figure])
         if math.isfinite(value) and (self.best is None or self._gain(value) > 0):
-            self.best, self.best_round, self.waited = value, number, 0
+            self.best, self.best_round, self.best_models, self.waited = value, number, models, 0
             self._best_D = model_D.astype(np.float64)
         else:
             self.waited += 1
@@ -96,13 +96,16 @@ class Patience:
         if not self.patience:
             return {}
         best = math.nan if self.best is None else self.best
-        state = {"patience": np.array([best, self.best_round, self.waited])}
+        state = {"patience": np.array([best, self.best_round, self.waited, self.best_models])}
         return state if self._best_D is None else state | {"best": self._best_D.copy()}
 
     def load_state(self, state: Mapping[str, NDArray[np.float64]]) -> None:
         """Takes over what `state` returned."""
         if "patience" in state:
-            best, self.best_round, self.waited = state["patience"][0], *map(int, state["patience"][1:])
+            best, (self.best_round, self.waited, self.best_models) = (
+                state["patience"][0],
+                map(int, state["patience"][1:]),
+            )
             self.best = None if math.isnan(best) else float(best)
             self._best_D = state["best"].copy() if "best" in state else None
 
@@ -124,7 +127,7 @@ class Course:
 
     def look(self, number: int, figures: Mapping[str, Any], global_D: Float) -> None:
         """Takes in what the evaluation says of `model`."""
-        self._patience.look(number, figures, self.model(global_D))
+        self._patience.look(number, figures, self.model(global_D), self._average.count)
 
     @property
     def done(self) -> bool:
@@ -150,8 +153,9 @@ class Course:
         Every round that was run is charged, whichever model is kept.
         """
         found: dict[str, Any] = {}
-        if self._average.count:
-            found["averaging"] = {"kind": self._config.averaging, "models": self._average.count}
+        models = self._patience.best_models if self._patience.best_round else self._average.count
+        if models:
+            found["averaging"] = {"kind": self._config.averaging, "models": models}
         if self._patience.patience:
             patience = self._patience
             found["early_stopping"] = {

@@ -120,6 +120,7 @@ def test_without_patience_nothing_ends_and_the_last_model_is_kept() -> None:
 def test_the_best_of_means_is_a_mean() -> None:
     found = looked([0.7, 0.6, 0.9, 0.9], patience=2, averaging="uniform")
     np.testing.assert_array_equal(found.chosen(MODELS[0]), [1.5, 1.5])
+    assert found.facts(4)["averaging"] == {"kind": "uniform", "models": 2}
 
 
 # --- restart ------------------------------------------------------------------------------------------------------
