@@ -250,6 +250,8 @@ class OutputConfig:
     title: str = "Hushclick run"
     report: bool = True
     jobs: Annotated[int, Field(ge=0)] = 0  # clients at a time in a simulation; 0 = one per core
+    # Told each round's figures and the final ones, as metrics.json has them; files in the run folder, no network.
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)

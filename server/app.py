@@ -51,6 +51,7 @@ from server.round import collect_sum
 from server.secure import SecureAggregator
 from server.statistics import item_counts
 from server.sums import mean_of, total_of
+from server.trackers import Trackers
 
 app = ServerApp()
 
@@ -90,6 +91,7 @@ class Coordinator:
     starts: int = 0  # how often the run's server was started before
     histograms: Histograms | None = None  # private statistics, where the model's features are made with them
     watch: Watch | None = None  # an audit's eyes
+    trackers: Trackers = field(init=False, repr=False)
 
     @property
     def kind(self) -> type[LocalDelta] | type[NoisedStep]:
@@ -116,6 +118,9 @@ def run(grid: Grid, folder: RunFolder, watch: Watch | None = None) -> None:
     pretrained = locate(config.model.encoder, config.model.encoder_sha256)
     state = _begin(grid, config, folder, pretrained)
     state.watch = watch
+    state.trackers = Trackers(config, folder.root, state.run_id, state.starts)
+    for record in state.rounds:
+        state.trackers.round(record)
     say("begun", f"{len(state.nodes)} partners joined", partners=len(state.nodes), round=state.round)
     stopped: BudgetExhausted | None = None
     while state.round < config.round.num_rounds and stopped is None and not state.course.done:
@@ -224,6 +229,7 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
     state.round = number
     state.rounds.append(record)
     _checkpoint(state)
+    state.trackers.round(record)
     if state.aggregator:
         state.aggregator.journal.end()  # shares of a round that is over are kept no longer
     say("round", f"round {number}", **record)
@@ -335,22 +341,21 @@ def _finish(
         "evaluate_seconds": sum(record["timings"]["evaluate_seconds"] for record in state.rounds),
         "server_seconds": seconds,
     }
-    write_json(
-        state.folder.metrics,
-        {
-            "run_id": state.run_id,
-            "title": state.config.output.title,
-            "data": {"partners": len(state.nodes), "declared_users": sum(state.declared_users.values())},
-            "rounds": state.rounds,
-            "final": final,
-            "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},
-            "timings": timings,
-            "statistics": state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items}
-            if state.histograms
-            else None,
-            "stopped": str(stopped) if stopped else None,
-        },
-    )
+    metrics = {
+        "run_id": state.run_id,
+        "title": state.config.output.title,
+        "data": {"partners": len(state.nodes), "declared_users": sum(state.declared_users.values())},
+        "rounds": state.rounds,
+        "final": final,
+        "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},
+        "timings": timings,
+        "statistics": state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items}
+        if state.histograms
+        else None,
+        "stopped": str(stopped) if stopped else None,
+    }
+    write_json(state.folder.metrics, metrics)
+    state.trackers.finish(metrics)
     say("finished", "final model saved", round=state.round, auc=final["auc"])
 
 

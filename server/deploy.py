@@ -34,6 +34,7 @@ from server.histograms import read_catalogue
 from server.modelfolder import link_signing_key, load_signing_key
 from server.report import write_report
 from server.superlink import START_SECONDS, Link, OthersLink, own_link
+from server.trackers import require_trackers
 
 _LOOK_SECONDS = 1.0
 _ASK_SECONDS = 10.0
@@ -90,6 +91,7 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
     roster, text = Path(deployment.roster), dump_config(config)
     load_roster(roster)  # which says what is wrong with it
     load_signing_key(Path(deployment.signing_key))
+    require_trackers(config.output.trackers)
     if folder.config.exists():
         for path, wanted in ((folder.config, text.encode()), (folder.roster, roster.read_bytes())):
             if path.read_bytes() != wanted:

@@ -27,6 +27,7 @@ from server import report_behaviour
 from server.app import app as server_app
 from server.modelfolder import num_parameters
 from server.report import write_report
+from server.trackers import require_trackers
 from simulations.attackers import attackers_of
 from simulations.faults import app as faulty_client_app
 from simulations.floors import compute_floors
@@ -89,6 +90,7 @@ def simulate(
 def _simulate(
     config: Config, folder: RunFolder, console: Console, resume: bool, engine: str, shared: SharedClicks | None
 ) -> dict[str, Any]:
+    require_trackers(config.output.trackers)
     started = time.monotonic()
     with LiveProgress(console, config) as progress:
         if resume:

@@ -100,7 +100,7 @@ KEYS = {
     ),
     "simulation": "dropout_rate attack attackers attack_factor",
     "audit": "canaries most_canary_share shadow_runs targets zero_rounds neighbours confidence seed",
-    "output": "title report jobs",
+    "output": "title report jobs trackers",
 }
 
 
