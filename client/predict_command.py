@@ -17,6 +17,7 @@ from rich.console import Console
 from client.erasure import Erased
 from client.next_items import next_items
 from client.partner import PartnerConfig, load_partner
+from client.personalising import personal_of
 from client.predicting import (
     Floats,
     Usable,
@@ -71,7 +72,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     if read.rows.empty:
         raise UsageError(f"{asked.clicks}: no row is left to score: {read.dropped}")
     counts = item_counts(use, asked.partner, own_log=asked.own_log)
-    predicted = predictions(use, read.rows, counts, own_log=asked.own_log)
+    personal = personal_of(use, asked.model, asked.partner)
+    predicted = predictions(use, read.rows, counts, own_log=asked.own_log, personal=personal)
     in_log = {kind: found.in_log(card.click.unclicked_kept) for kind, found in predicted.items()}
     found: dict[str, Any] = {
         "model": str(asked.model),
@@ -85,6 +87,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         "dropped": read.dropped,
         "figures": figures_of(read.rows, in_log["raw"].click_N),
         "calibrated": figures_of(read.rows, in_log["calibrated"].click_N) if "calibrated" in in_log else None,
+        "personal": personal.facts() | figures_of(read.rows, in_log["personal"].click_N) if personal else None,
         "purchases": _purchases(read.rows, in_log["raw"].purchase_N),
         "unknown_items": use.item_rates.num_unknown(read.rows) if use.item_rates else None,
         "note": " ".join(_notes(asked, card, use)),
@@ -137,6 +140,8 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
         say(f"  {spelt}: {_figure(result['figures'], name)}")
         if result["calibrated"] and name != "auc":
             say(f"    calibrated: {_figure(result['calibrated'], name)}")
+    if result["personal"]:
+        say(_personal_line(result["personal"]))
     if result["purchases"]:
         say(f"  AUC of purchases: {_figure(result['purchases'], 'auc')}")
     if result["note"]:
@@ -145,6 +150,18 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
         say(f"scores: {result['scores']}")
     if result["next"]:
         say(f"next items: {result['next']}")
+
+
+def _personal_line(found: dict[str, Any]) -> str:
+    if found["before"] is None:
+        return f"  personal correction ({found['kind']}): not used, its clicks cannot be judged"
+    said = (
+        f"log loss {found['before']:.4f} to {found['after']:.4f} on {found['judged_users']} users that it did not see"
+    )
+    return (
+        f"  personal correction ({found['kind']}, fitted on {found['fitted_users']} users):"
+        f" {'used' if found['used'] else 'not used'}, {said}; made of clicks without noise: keep its scores here"
+    )
 
 
 def _figure(figures: dict[str, Any], name: str) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.erasure import Erased
 from client.partner import PartnerConfig
+from client.personal import Personal, look
 from client.userdata import MOST_ROWS_PER_USER, UserData
 from common.bootstrap import bootstrap_intervals
 from common.calibration import Calibration, of_log, of_stream
@@ -22,7 +23,7 @@ from common.card import DataCard
 from common.clicks import read_clicks
 from common.config import ModelConfig
 from common.errors import ModelError
-from common.features import ItemCounts, featurise
+from common.features import ItemCounts, UserRows, featurise
 from common.itemrates import ItemRates
 from common.lineage import Lineage, read_model_folder, verified
 from common.metrics import evaluate_scores
@@ -137,9 +138,16 @@ def item_counts(use: Usable, partner: PartnerConfig | None, *, own_log: bool) ->
 
 
 def predictions(
-    use: Usable, rows: pd.DataFrame, counts: ItemCounts | None, *, own_log: bool = True
+    use: Usable,
+    rows: pd.DataFrame,
+    counts: ItemCounts | None,
+    *,
+    own_log: bool = True,
+    personal: Personal | None = None,
 ) -> dict[str, Predicted]:
-    """Returns the probabilities of each row, in the order of the rows: "raw", and "calibrated" where the model is.
+    """Returns the probabilities of each row, in the order of the rows.
+
+    They are "raw", and "calibrated" and "personal" where there is a calibration, or a correction of the partner's own.
 
     Args:
         use: the model.
@@ -147,9 +155,24 @@ def predictions(
         counts: exact ones, where the model needs them.
         own_log: the rows are those that statistics were made of: what each added is then taken out again, as in
             training. Rows of another log added nothing.
+        personal: the partner's own correction.
     """
+    features = features_of(use, rows, counts, own_log=own_log)
+    user_N = np.searchsorted(features.offset_U1, np.arange(len(rows)), side="right") - 1
+    rate_NL = head_rates(use.model, features, chunks(np.arange(len(rows)), user_N))
+    kept, given_N = use.config.unclicked_kept, rate_NL[:, 1] if rate_NL.shape[1] > 1 else None
+    found = {"raw": Predicted(of_stream(rate_NL[:, 0], kept), given_N)}
+    if use.calibration:
+        found["calibrated"] = _calibrated(use.calibration, found["raw"])
+    if personal:
+        found["personal"] = Predicted(of_stream(personal(look(use.model, features)), kept), given_N)
+    return found
+
+
+def features_of(use: Usable, rows: pd.DataFrame, counts: ItemCounts | None, *, own_log: bool = True) -> UserRows:
+    """Returns the features of rows, as in training; arguments as `predictions`."""
     log = log_of(use, rows, counts)
-    features = featurise(
+    return featurise(
         rows,
         log.text_N,
         log.states_TE,
@@ -158,12 +181,6 @@ def predictions(
         item_rates=use.item_rates,
         own_rows_N=None if own_log else np.zeros(len(rows), bool),
     )
-    user_N = np.searchsorted(features.offset_U1, np.arange(len(rows)), side="right") - 1
-    rate_NL = head_rates(use.model, features, chunks(np.arange(len(rows)), user_N))
-    raw = Predicted(
-        of_stream(rate_NL[:, 0], use.config.unclicked_kept), rate_NL[:, 1] if rate_NL.shape[1] > 1 else None
-    )
-    return {"raw": raw} | ({"calibrated": _calibrated(use.calibration, raw)} if use.calibration else {})
 
 
 def log_of(use: Usable, rows: pd.DataFrame, counts: ItemCounts | None) -> Log:
@@ -194,13 +211,17 @@ def figures_of(rows: pd.DataFrame, score_N: Floats, label: str = "clicked") -> d
     }
 
 
-_COLUMNS = {"raw": ("score", "purchase"), "calibrated": ("calibrated", "calibrated_purchase")}
+_COLUMNS = {
+    "raw": ("score", "purchase"),
+    "calibrated": ("calibrated", "calibrated_purchase"),
+    "personal": ("personal", "personal_purchase"),
+}
 
 
 def scores_table(rows: pd.DataFrame, found: Mapping[str, Predicted], card: DataCard) -> pd.DataFrame:
     """Returns user, item and time under the log's own names (time in Unix seconds), and the probabilities.
 
-    `score` is of a click, as the model says; `purchase`, `calibrated` and `calibrated_purchase` where there are any.
+    `score` is of a click, as the model says; `purchase`, and both `calibrated` and `personal`, where there are any.
     """
     columns = card.columns
     table: dict[str, Any] = {

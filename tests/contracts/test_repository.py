@@ -115,6 +115,7 @@ def test_configuration_keys_are_frozen(table: str) -> None:
 PARTNER_KEYS = {
     "overlap": "partners identifiers fold_case secret least_users days_between_answers",
     "retention": "log_days secrets_hours delivered_models",
+    "personal": "kind penalty",
 }
 
 
