@@ -84,6 +84,14 @@ class PartnerRetention:
 
 
 @dataclass(frozen=True, config=STRICT)
+class PartnerPersonal:
+    """A small correction of a delivered model, fitted on this partner's own clicks by `predict`; it never leaves."""
+
+    kind: Literal["none", "scale", "head"] = "none"  # a line over the logit, or also other weights of the last layer
+    penalty: Annotated[float, Field(gt=0, le=1e9)] = 10.0  # of "head": against long weights, in rows
+
+
+@dataclass(frozen=True, config=STRICT)
 class PartnerConfig:
     """One partner's own configuration; relative paths are taken from the file's folder."""
 
@@ -103,6 +111,7 @@ class PartnerConfig:
     overlap: PartnerOverlap = field(default_factory=PartnerOverlap)
     worker: PartnerWorker = field(default_factory=PartnerWorker)
     retention: PartnerRetention = field(default_factory=PartnerRetention)
+    personal: PartnerPersonal = field(default_factory=PartnerPersonal)
 
     @property
     def noise_shares(self) -> int:

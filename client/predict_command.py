@@ -15,10 +15,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rich.console import Console
 
 from client.erasure import Erased
+from client.next_items import next_items
 from client.partner import PartnerConfig, load_partner
-from client.predicting import click_scores, figures_of, item_counts, read_rows, scores_table, usable
+from client.personalising import personal_of
+from client.predicting import (
+    Floats,
+    Usable,
+    figures_of,
+    item_counts,
+    predictions,
+    read_rows,
+    scores_table,
+    usable,
+)
 from client.received import Received
-from common.card import load_card
+from common.card import DataCard, load_card
 from common.config import apply_override
 from common.errors import UsageError
 from common.keyfiles import load_signing_public
@@ -52,6 +63,8 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         ModelError: for a model that is unsigned, altered or of another base.
         DataError: for a log that cannot be used.
     """
+    if arguments.next and arguments.out is None:
+        raise UsageError("predict --next: needs --out DIR, where the items go")
     asked = _of_partner(arguments) if arguments.config.is_file() else _of_folder(arguments)
     use = usable(asked.model, asked.key, asked.pretrained, asked.cache)
     card = load_card(asked.card)
@@ -59,7 +72,9 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     if read.rows.empty:
         raise UsageError(f"{asked.clicks}: no row is left to score: {read.dropped}")
     counts = item_counts(use, asked.partner, own_log=asked.own_log)
-    score_N = click_scores(use, read.rows, counts, own_log=asked.own_log)
+    personal = personal_of(use, asked.model, asked.partner)
+    predicted = predictions(use, read.rows, counts, own_log=asked.own_log, personal=personal)
+    in_log = {kind: found.in_log(card.click.unclicked_kept) for kind, found in predicted.items()}
     found: dict[str, Any] = {
         "model": str(asked.model),
         "run_id": use.lineage.run_id,
@@ -70,18 +85,43 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         "rows": len(read.rows),
         "users": int(read.rows["user"].nunique()),
         "dropped": read.dropped,
-        "figures": figures_of(read.rows, score_N),
+        "figures": figures_of(read.rows, in_log["raw"].click_N),
+        "calibrated": figures_of(read.rows, in_log["calibrated"].click_N) if "calibrated" in in_log else None,
+        "personal": personal.facts() | figures_of(read.rows, in_log["personal"].click_N) if personal else None,
+        "purchases": _purchases(read.rows, in_log["raw"].purchase_N),
         "unknown_items": use.item_rates.num_unknown(read.rows) if use.item_rates else None,
-        "note": _OWN if asked.own_log else "",
+        "note": " ".join(_notes(asked, card, use)),
         "scores": None,
+        "next": None,
     }
     if arguments.out is not None:
         os.umask(0o077)  # who was shown what, and when: nobody else's to read
         path = arguments.out / f"scores.{arguments.format}"
-        write_atomically(path, _written(scores_table(read.rows, score_N, card), arguments.format))
+        write_atomically(path, _written(scores_table(read.rows, predicted, card), arguments.format))
         found["scores"] = str(path)
+        if arguments.next:
+            path = arguments.out / f"next.{arguments.format}"
+            write_atomically(path, _written(next_items(use, read.rows, counts, card, arguments.next), arguments.format))
+            found["next"] = str(path)
     result: dict[str, Any] = jsonable(found)
     return result
+
+
+def _purchases(rows: pd.DataFrame, purchase_N: Floats | None) -> dict[str, Any] | None:
+    if purchase_N is None or "purchased" not in rows:
+        return None
+    return figures_of(rows, purchase_N, "purchased")
+
+
+def _notes(asked: Asked, card: DataCard, use: Usable) -> list[str]:
+    notes = [_OWN] if asked.own_log else []
+    if card.click.unclicked_kept != use.config.unclicked_kept:
+        notes.append(
+            f"the training logs hold {use.config.unclicked_kept:g} of the unclicked rows, this one"
+            f" {card.click.unclicked_kept:g}: probabilities are corrected for it, and features of a user's own past"
+            " rates, which are higher where fewer unclicked rows are kept, are not"
+        )
+    return notes
 
 
 def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
@@ -98,10 +138,30 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
         say(f"{result['unknown_items']} rows are of items that the statistics do not know: scored with the base rate")
     for name, spelt in (("auc", "AUC"), ("log_loss", "log loss"), ("ne", "normalised entropy")):
         say(f"  {spelt}: {_figure(result['figures'], name)}")
+        if result["calibrated"] and name != "auc":
+            say(f"    calibrated: {_figure(result['calibrated'], name)}")
+    if result["personal"]:
+        say(_personal_line(result["personal"]))
+    if result["purchases"]:
+        say(f"  AUC of purchases: {_figure(result['purchases'], 'auc')}")
     if result["note"]:
         say(result["note"])
     if result["scores"]:
         say(f"scores: {result['scores']}")
+    if result["next"]:
+        say(f"next items: {result['next']}")
+
+
+def _personal_line(found: dict[str, Any]) -> str:
+    if found["before"] is None:
+        return f"  personal correction ({found['kind']}): not used, its clicks cannot be judged"
+    said = (
+        f"log loss {found['before']:.4f} to {found['after']:.4f} on {found['judged_users']} users that it did not see"
+    )
+    return (
+        f"  personal correction ({found['kind']}, fitted on {found['fitted_users']} users):"
+        f" {'used' if found['used'] else 'not used'}, {said}; made of clicks without noise: keep its scores here"
+    )
 
 
 def _figure(figures: dict[str, Any], name: str) -> str:

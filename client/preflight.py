@@ -19,7 +19,7 @@ from client.overlap.identifiers import load_secret
 from client.participant import own_membership
 from client.partner import PartnerConfig
 from client.rpc.asking import why_not_serving
-from common.card import load_card
+from common.card import load_card, require_sampling
 from common.clicks import read_clicks
 from common.errors import ConfigError, HushclickError
 from common.pretrained import locate
@@ -89,6 +89,7 @@ def _finding(what: str, look: Callable[[PartnerConfig], str | Finding], config: 
 
 def _clicks(config: PartnerConfig) -> str:
     card = load_card(Path(config.card))
+    require_sampling(card, config.model.unclicked_kept)
     clicks, privacy, erased = read_clicks(Path(config.clicks), card, allow_one_class=True), config.privacy, ""
     report, listed = clicks.report, Erased(Path(config.state))
     if len(listed):

@@ -19,6 +19,7 @@ from common.expiry import delete, delete_older
 
 log = logging.getLogger("hushclick.partner")
 
+PERSONAL = "personal.json"  # a partner's own correction of a delivered model
 _HOUR_SECONDS = 3600.0
 _PARTS = (".*.part", "*.part")  # what a kill in the middle of a write leaves behind
 
@@ -62,6 +63,8 @@ def tidy(config: PartnerConfig, secrets: Secrets | None, now: float | None = Non
 def forget_all(state: Path) -> int:
     """Takes every contribution that is still kept off the disk; returns how many; the caller holds the state folder.
 
+    A personal correction goes too: it was fitted on all users, and is fitted anew where it is asked for.
+
     Raises:
         LedgerError: naming each file that is damaged; all others are done by then.
     """
@@ -72,6 +75,7 @@ def forget_all(state: Path) -> int:
         except LedgerError as error:
             problems.append(str(error))
     count += delete({path for pattern in _PARTS for path in state.glob(pattern)})
+    delete([state / PERSONAL])
     if problems:
         raise LedgerError("\n".join([*problems, "remove what is damaged by hand, and erase again"]))
     return count

@@ -13,7 +13,7 @@ import pandas as pd
 from client.erasure import Erased, Mark
 from client.labels import NoisyLabels, unbiased
 from client.partner import PartnerConfig
-from common.card import DataCard, load_card
+from common.card import DataCard, load_card, require_sampling
 from common.clicks import read_clicks
 from common.errors import LedgerError, ModelError, ProtocolError
 from common.features import UserRows, featurise
@@ -44,6 +44,7 @@ class UserData:
         self.config, self._pretrained = config, pretrained
         self.erased = Erased(Path(config.state))
         self._card: DataCard = load_card(Path(config.card))
+        require_sampling(self._card, config.model.unclicked_kept)
         self._labels = NoisyLabels(config, self._card) if config.privacy.mode == "label" else None
         self._loaded: tuple[Mark, UserRows] | None = None
         self._loading = threading.Lock()

@@ -14,6 +14,7 @@ context = ["placement", "device"]
 
 [click]
 threshold = 4.0                 # optional: clicked = value >= threshold
+unclicked_kept = 0.1            # optional: the log holds this share of the unclicked rows, drawn by chance
 
 [time]
 unit = "iso"                    # "seconds" | "milliseconds" | "iso" (without a zone: UTC)
@@ -31,7 +32,7 @@ import pandas as pd
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from common.config import STRICT, parse_table, read_toml
+from common.config import STRICT, Rate, parse_table, read_toml
 from common.errors import ConfigError
 
 CONTEXT_PREFIX = "context:"
@@ -70,6 +71,7 @@ class Click:
     """What counts as a click."""
 
     threshold: float | None = None  # clicked = value >= threshold; unset: the column holds 0/1 already
+    unclicked_kept: Rate = 1.0  # share of the unclicked rows that are in the log; 1 = every row is
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -180,7 +182,17 @@ def load_card(path: Path) -> DataCard:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
 
-def canonical_card(rows: pd.DataFrame) -> DataCard:
+def require_sampling(card: DataCard, unclicked_kept: float) -> None:
+    """Raises `ConfigError` unless a training log's card says of its sampling what the model is told."""
+    if card.click.unclicked_kept != unclicked_kept:
+        raise ConfigError(
+            f"model.unclicked_kept = {unclicked_kept:g}, and the data card says click.unclicked_kept ="
+            f" {card.click.unclicked_kept:g}: they are one thing, the share of unclicked rows that the training logs"
+            " hold; mend the one that is wrong"
+        )
+
+
+def canonical_card(rows: pd.DataFrame, unclicked_kept: float = 1.0) -> DataCard:
     """Returns the card under which a file written by `write_clicks` reads back as the same rows."""
     present = set(rows.columns)
     columns = Columns(
@@ -195,4 +207,5 @@ def canonical_card(rows: pd.DataFrame) -> DataCard:
         context=tuple(name for name in rows.columns if name.startswith(CONTEXT_PREFIX)),
     )
     sensitive = Sensitive(tuple(name for name in rows.columns if name.startswith(SENSITIVE_PREFIX)))
-    return DataCard(columns=columns, time=Time(unit="seconds"), sensitive=sensitive)
+    click = Click(unclicked_kept=unclicked_kept)
+    return DataCard(columns=columns, time=Time(unit="seconds"), click=click, sensitive=sensitive)

@@ -219,6 +219,10 @@ _PREDICT_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("--clicks", {"type": Path, "metavar": "FILE", "help": "click log, CSV or Parquet (default: the partner's own)"}),
     ("--card", {"type": Path, "metavar": "FILE", "help": "its data card (default: the partner's own)"}),
     ("--format", {"choices": ("parquet", "csv"), "default": "parquet", "help": "of the scores in --out"}),
+    (
+        "--next",
+        {"type": _count, "metavar": "K", "help": "also the K best next items of each user, of those in the log"},
+    ),
 )
 
 COMMANDS: dict[str, Command] = {

@@ -93,6 +93,9 @@ class ModelConfig:
     # Click rates per item as features: exact means are not private, and refused under privacy; private = noised sums,
     # charged to each partner's budget (privacy.statistics_*).
     item_rates: Literal["none", "exact", "private"] = "none"
+    # Share of the unclicked rows that the training logs hold, the same at all partners; 1 = every row. It is undone in
+    # what the model predicts, and has to be what each log's data card says (click.unclicked_kept).
+    unclicked_kept: Rate = 1.0
     cache: str = ""  # folder of encoded texts; unset = HUSHCLICK_CACHE, else ~/.cache/hushclick
 
     def frozen_layers(self, layers: int) -> int:
@@ -194,6 +197,22 @@ class ServerConfig:
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     tau: PositiveFloat = 1e-3
     evaluate_every: Positive = 1
+    # The mean of the global models after each round takes the place of the last one, and is what is evaluated and kept:
+    # exponential (weights fall by averaging_decay a round), uniform (all), tail (those after a share averaging_from of
+    # num_rounds). Partners train from the last one all the same.
+    averaging: Literal["none", "exponential", "tail", "uniform"] = "none"
+    averaging_decay: Share = 0.9
+    averaging_from: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    # Early stopping: the run ends after so many evaluations without a better one on one half of the held-out users,
+    # and its best model is kept. Final figures are then of the other half. 0 = off.
+    patience: Annotated[int, Field(ge=0, le=10**6)] = 0
+    patience_figure: Literal["auc", "log_loss"] = "log_loss"
+    # Fitted on one half of the held-out users and judged on the other; kept in the signed model folder.
+    calibration: Literal["none", "temperature", "platt"] = "none"
+    # Next item: so many held-out clicks, drawn by round.seed, are sought among all items known by then; 0 = not. Where
+    # more than next_item_candidates are known, among so many drawn ones.
+    next_item_clicks: Annotated[int, Field(ge=0, le=10**6)] = 0
+    next_item_candidates: Annotated[int, Field(ge=10, le=10**6)] = 2000
     bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 200
     least_slice_users: Positive = 20  # a slice of fewer users, or rows, has no figures, nor has what would give it away
     least_slice_rows: Positive = 50
@@ -245,6 +264,8 @@ class OutputConfig:
     title: str = "Hushclick run"
     report: bool = True
     jobs: Annotated[int, Field(ge=0)] = 0  # clients at a time in a simulation; 0 = one per core
+    # Told each round's figures and the final ones, as metrics.json has them; files in the run folder, no network.
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,5 +1,6 @@
 """Values of a configuration that are fine by themselves and contradict each other: one line each, with the mend."""
 
+import math
 from typing import TYPE_CHECKING
 
 from common.secagg.graph import MOST_COMPLETE
@@ -38,7 +39,7 @@ def contradictions(config: "Config") -> list[str]:
             " lower it, or raise data.partners or round.partners_per_round"
         )
     problems += [*_secure_checks(config.aggregation, cohort), *_distributed_checks(config)]
-    problems += _attack_checks(config.simulation, config)
+    problems += [*_attack_checks(config.simulation, config), *_course_checks(config)]
     if data.source in ("files", "movietweetings") and not data.path:
         problems.append(f'data.path is empty: data.source = "{data.source}" needs it')
     if data.source == "files" and not data.card:
@@ -165,6 +166,25 @@ def _secure_checks(aggregation: "AggregationConfig", cohort: int) -> list[str]:
             f"aggregation.groups = {aggregation.groups}: {cohort} partners make groups of"
             f" {cohort // aggregation.groups}, at least {aggregation.colluders + 3} are needed; use fewer groups"
             " or more partners"
+        )
+    return problems
+
+
+def _course_checks(config: "Config") -> list[str]:
+    """Returns what contradicts itself in which model a run ends with."""
+    problems, server = [], config.server
+    if server.patience and config.privacy.statistics_every:
+        problems.append(
+            f"server.patience = {server.patience} with privacy.statistics_every = {config.privacy.statistics_every}:"
+            " the best model would be kept beside statistics of later rounds, which it was not trained with; set one"
+            " of them to 0"
+        )
+    if server.averaging == "tail" and math.floor(server.averaging_from * config.round.num_rounds) + 1 == (
+        config.round.num_rounds
+    ):
+        problems.append(
+            f"server.averaging_from = {server.averaging_from:g}: of round.num_rounds = {config.round.num_rounds} the"
+            " last one alone would be averaged; lower it, or set server.averaging to another"
         )
     return problems
 

@@ -1,6 +1,6 @@
 """Scores of featurised rows: the same at the central evaluation and wherever a finished model is used.
 
-Legend: N scored rows, B users of a batch, M rows of a user.
+Legend: N scored rows, B users of a batch, M rows of a user, L heads.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,25 @@ CHUNK_ROWS = 128  # rows of one user that are scored at a time
 BATCH_ROWS = 8192
 
 
-def click_rates(model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """Returns the probability of a click for each chosen row, float64 [N], in the order of the chunks."""
+def head_rates(model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """Returns p(click), and p(purchase | click) where the model has that head, of each chosen row, float64 [N, L].
+
+    Rows are in the order of the chunks.
+    """
     model.eval()
     rows = with_text_states(model, rows)
     parts: list[NDArray[np.float64]] = []
     with torch.no_grad():
         for group in batches(chosen):
             batch = make_batch(rows, group)
-            click_BM = torch.sigmoid(forward(model, batch)[..., 0].double()).numpy()
-            parts.append(click_BM[batch.weight_BM > 0])
+            rate_BML = torch.sigmoid(forward(model, batch).double()).numpy()
+            parts.append(rate_BML[batch.weight_BM > 0])
     return np.concatenate(parts)
+
+
+def click_rates(model: ClickModel, rows: UserRows, chosen: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """Returns the probability of a click for each chosen row, float64 [N], in the order of the chunks."""
+    return np.ascontiguousarray(head_rates(model, rows, chosen)[:, 0])
 
 
 def chunks(row_N: NDArray[np.int64], user_N: NDArray[np.int64]) -> list[NDArray[np.int64]]:

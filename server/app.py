@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
 from common.anchors import AnchorFile
+from common.calibration import Calibration
 from common.config import Config, fingerprint, load_config
 from common.contribution import LocalDelta, NoisedStep, RunningSum
 from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
@@ -36,11 +37,14 @@ from server.auditing import audited
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.claim import claimed, rounds_of_the_busiest
 from server.cohort import draw_cohort
+from server.course import Course
 from server.delivery import deliver
-from server.evaluation import HeldOut, final_figures, load_heldout, round_figures, score
+from server.evaluation import HeldOut, load_heldout, round_figures, score
+from server.halves import require_halves, seen_each_round
 from server.histograms import Histograms
 from server.joining import anchored, fitting, join, say
 from server.journal import Journal
+from server.judging import judge
 from server.modelfolder import load_signing_key, save_model, vouch
 from server.optimiser import ServerOptimiser
 from server.ranks import with_ranks
@@ -48,6 +52,7 @@ from server.round import collect_sum
 from server.secure import SecureAggregator
 from server.statistics import item_counts
 from server.sums import mean_of, total_of
+from server.trackers import Trackers
 
 app = ServerApp()
 
@@ -78,6 +83,7 @@ class Coordinator:
     layout: str
     heldout: HeldOut
     optimiser: ServerOptimiser
+    course: Course
     global_D: NDArray[np.float32]
     round: int = 0
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -86,6 +92,7 @@ class Coordinator:
     starts: int = 0  # how often the run's server was started before
     histograms: Histograms | None = None  # private statistics, where the model's features are made with them
     watch: Watch | None = None  # an audit's eyes
+    trackers: Trackers = field(init=False, repr=False)
 
     @property
     def kind(self) -> type[LocalDelta] | type[NoisedStep]:
@@ -112,9 +119,12 @@ def run(grid: Grid, folder: RunFolder, watch: Watch | None = None) -> None:
     pretrained = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
     state = _begin(grid, config, folder, pretrained)
     state.watch = watch
+    state.trackers = Trackers(config, folder.root, state.run_id, state.starts)
+    for record in state.rounds:
+        state.trackers.round(record)
     say("begun", f"{len(state.nodes)} partners joined", partners=len(state.nodes), round=state.round)
     stopped: BudgetExhausted | None = None
-    while state.round < config.round.num_rounds and stopped is None:
+    while state.round < config.round.num_rounds and stopped is None and not state.course.done:
         try:
             _run_round(grid, state)
         except BudgetExhausted as error:
@@ -156,6 +166,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     if config.model.item_rates == "private":
         histograms = Histograms(grid, config, folder, run_id, nodes, roster, starts, sum(declared.values()))
     heldout = load_heldout(folder.central, config.model, pretrained, counts, histograms.rates if histograms else None)
+    require_halves(heldout, config.server)
     optimiser = ServerOptimiser(config.server, num_trainable(model), learning_rates(model))
     weights = {partner: roster.member(roster.number(partner)).weight for partner in nodes}
     state = Coordinator(
@@ -171,6 +182,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         layout,
         heldout,
         optimiser,
+        Course(config.server, config.round.num_rounds, optimiser.length),
         read_vector(model),
         aggregator=aggregator,
         starts=starts,
@@ -178,6 +190,7 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     )
     if saved:
         optimiser.load_state(saved.optimiser)
+        state.course.load_state(saved.course)
         state.global_D, state.round, state.rounds = saved.model_D, saved.round, list(saved.rounds)
         state.exhausted = set(saved.exhausted)
     _checkpoint(state)  # fixes run id and start before anything is asked of a partner's budget
@@ -205,16 +218,20 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
             state.watch(number, state.global_D, mean_D)
         stepped_D = state.optimiser.step(state.global_D, mean_D, state.kind)
         state.global_D = with_ranks(state.model, stepped_D, number, config)
+        state.course.add(number, state.global_D)
     except TooFewPartners as error:
         record["error"] = str(error)
     trained = time.monotonic()
     if number % config.server.evaluate_every == 0 or number == config.round.num_rounds:
-        write_vector(state.model, state.global_D)
-        record |= round_figures(score(state.model, state.heldout), state.heldout, config.server, config.round.seed)
+        write_vector(state.model, state.course.model(state.global_D))
+        heldout = seen_each_round(state.heldout, config.server)
+        record |= round_figures(score(state.model, heldout), heldout, config.server, config.round.seed)
+        state.course.look(number, record, state.global_D)
     record["timings"] = {"train_seconds": trained - started, "evaluate_seconds": time.monotonic() - trained}
     state.round = number
     state.rounds.append(record)
     _checkpoint(state)
+    state.trackers.round(record)
     if state.aggregator:
         state.aggregator.journal.end()  # shares of a round that is over are kept no longer
     say("round", f"round {number}", **record)
@@ -305,6 +322,7 @@ def _checkpoint(state: Coordinator) -> None:
             state.rounds,
             tuple(sorted(state.exhausted)),
             state.starts,
+            state.course.state(),
         ),
     )
 
@@ -313,34 +331,33 @@ def _finish(
     grid: Grid, state: Coordinator, pretrained: Pretrained, seconds: float, stopped: BudgetExhausted | None
 ) -> None:
     """Writes, signs and delivers the final model, and writes the server's part of metrics.json."""
-    write_vector(state.model, state.global_D)
-    score_N = score(state.model, state.heldout)
-    final = final_figures(score_N, state.heldout, state.config.server, state.config.round.seed)
+    write_vector(state.model, state.course.chosen(state.global_D))
+    judged = judge(state.model, state.heldout, state.config, state.course.facts(state.round))
+    score_N, final = judged.score_N, judged.figures
     final["rounds"] = state.round
     claim = _claim(state)
-    final["delivered"] = _hand_out(grid, state, pretrained, claim)
+    final["delivered"] = _hand_out(grid, state, pretrained, claim, judged.calibration)
     np.save(state.folder.root / "scores.npy", score_N)
     timings = {
         "train_seconds": sum(record["timings"]["train_seconds"] for record in state.rounds),
         "evaluate_seconds": sum(record["timings"]["evaluate_seconds"] for record in state.rounds),
         "server_seconds": seconds,
     }
-    write_json(
-        state.folder.metrics,
-        {
-            "run_id": state.run_id,
-            "title": state.config.output.title,
-            "data": {"partners": len(state.nodes), "declared_users": sum(state.declared_users.values())},
-            "rounds": state.rounds,
-            "final": final,
-            "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},
-            "timings": timings,
-            "statistics": state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items}
-            if state.histograms
-            else None,
-            "stopped": str(stopped) if stopped else None,
-        },
-    )
+    metrics = {
+        "run_id": state.run_id,
+        "title": state.config.output.title,
+        "data": {"partners": len(state.nodes), "declared_users": sum(state.declared_users.values())},
+        "rounds": state.rounds,
+        "final": final,
+        "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},
+        "timings": timings,
+        "statistics": state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items}
+        if state.histograms
+        else None,
+        "stopped": str(stopped) if stopped else None,
+    }
+    write_json(state.folder.metrics, metrics)
+    state.trackers.finish(metrics)
     say("finished", "final model saved", round=state.round, auc=final["auc"])
 
 
@@ -355,11 +372,13 @@ def _claim(state: Coordinator) -> Claim:
     )
 
 
-def _hand_out(grid: Grid, state: Coordinator, pretrained: Pretrained, claim: Claim) -> dict[str, Any]:
+def _hand_out(
+    grid: Grid, state: Coordinator, pretrained: Pretrained, claim: Claim, calibration: Calibration | None
+) -> dict[str, Any]:
     """Saves and signs the final model; returns to how many of its partners it was delivered."""
     config, folder = state.config, state.folder.model
     release = state.histograms.release if state.histograms else None
-    save_model(folder, state.model, config.model, pretrained, state.run_id, state.round, release)
+    save_model(folder, state.model, config.model, pretrained, state.run_id, state.round, release, calibration)
     rounds = tuple(
         RoundFacts(record["round"], record.get("cohort", 0), record.get("contributed", 0)) for record in state.rounds
     )

@@ -10,6 +10,12 @@ from common.clicks import ClickLog
 from common.config import DataConfig
 from common.errors import DataError
 from common.split import split_rows
+from server.evaluation import KEPT_COLUMN
+
+
+def mark_sampling(rows: pd.DataFrame, unclicked_kept: float) -> pd.DataFrame:
+    """Returns held-out rows that say, in a column of their own, which share of the unclicked ones they hold."""
+    return rows if unclicked_kept == 1 else rows.assign(**{KEPT_COLUMN: unclicked_kept})
 
 
 def central_rows(log: ClickLog, data: DataConfig) -> pd.DataFrame:

@@ -33,6 +33,7 @@ class Checkpoint:
         rounds: the records of the rounds so far, as in metrics.json.
         exhausted: partners whose budget is spent.
         starts: how often the run's server was started before, so that no attempt at a round is made twice.
+        course: what `server.course.Course` needs: the mean of models, the best one so far; float64.
     """
 
     run_id: str
@@ -44,6 +45,7 @@ class Checkpoint:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     exhausted: tuple[str, ...] = ()
     starts: int = 0
+    course: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -58,9 +60,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "exhausted": list(checkpoint.exhausted),
         "starts": checkpoint.starts,
     }
-    arrays = {"model": checkpoint.model_D} | {
-        f"optimiser.{name}": moment for name, moment in checkpoint.optimiser.items()
-    }
+    arrays: dict[str, NDArray[Any]] = {"model": checkpoint.model_D}
+    arrays |= {f"optimiser.{name}": moment for name, moment in checkpoint.optimiser.items()}
+    arrays |= {f"course.{name}": values for name, values in checkpoint.course.items()}
     write_atomically(path, save(arrays, {"facts": json.dumps(jsonable(facts))}))
 
 
@@ -93,17 +95,19 @@ def load_checkpoint(path: Path, config_fingerprint: str) -> Checkpoint:
 
 
 def _checkpoint(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Checkpoint:
-    moments = {
-        name.removeprefix("optimiser."): array for name, array in arrays.items() if name.startswith("optimiser.")
-    }
     return Checkpoint(
         facts["run_id"],
         facts["config_fingerprint"],
         facts["layout"],
         facts["round"],
         arrays["model"],
-        moments,
+        _under("optimiser.", arrays),
         facts["rounds"],
         tuple(facts["exhausted"]),
         facts["starts"],
+        _under("course.", arrays),
     )
+
+
+def _under(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -26,7 +26,7 @@ from common.registry import Registry
 from common.runfolder import RunFolder, write_atomically, write_json
 from common.secagg.roster import load_roster
 from common.signals import stop_on_signals
-from server.central import central_rows
+from server.central import central_rows, mark_sampling
 from server.control import Control
 from server.deployment import ServerDeployment, load_deployment, node_keys
 from server.gate import Gate, gate_app, superlink_behind_tls
@@ -34,6 +34,7 @@ from server.histograms import read_catalogue
 from server.modelfolder import link_signing_key, load_signing_key
 from server.report import write_report
 from server.superlink import START_SECONDS, Link, OthersLink, own_link
+from server.trackers import require_trackers
 
 _LOOK_SECONDS = 1.0
 _ASK_SECONDS = 10.0
@@ -90,6 +91,7 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
     roster, text = Path(deployment.roster), dump_config(config)
     load_roster(roster)  # which says what is wrong with it
     load_signing_key(Path(deployment.signing_key))
+    require_trackers(config.output.trackers)
     if folder.config.exists():
         for path, wanted in ((folder.config, text.encode()), (folder.roster, roster.read_bytes())):
             if path.read_bytes() != wanted:
@@ -102,7 +104,8 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
     log_read = read_clicks(Path(deployment.clicks), card, sensitive=True)
     _say_sensitive(card, log_read)
     folder.root.mkdir(parents=True, exist_ok=True)
-    central_rows(log_read, config.data).to_parquet(folder.central, index=False)
+    marked = mark_sampling(central_rows(log_read, config.data), card.click.unclicked_kept)
+    marked.to_parquet(folder.central, index=False)
     _copy_catalogue(deployment, config, folder)
     shutil.copyfile(roster, folder.roster)
     folder.audit.touch(mode=0o600)

@@ -4,7 +4,7 @@ Legend: N evaluated rows, L heads, D parameters.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from common import scoring
 from common.bootstrap import bootstrap_intervals
+from common.calibration import of_log, of_stream
 from common.clicks import validate_rows
 from common.config import ModelConfig, ServerConfig
 from common.errors import DataError
@@ -21,13 +22,16 @@ from common.features import ItemCounts, UserRows, featurise
 from common.itemrates import ItemRates
 from common.metrics import calibration_bins, evaluate_scores
 from common.model.click_model import ClickModel
+from common.nextitem import Log
 from common.pretrained import Pretrained
 from common.sensitive import without_sensitive
 from common.textstates import encode_texts
 from server.fairness import fairness
+from server.halves import in_choosing_half
 from server.slices import Partition, Scored, partitions, slice_lines
 
-_EVALUATION_COLUMNS = ("partner", "evaluate", "cold_user", "cold_item")
+KEPT_COLUMN = "unclicked_kept"  # the same in all rows: the share of the unclicked ones that the log holds
+_EVALUATION_COLUMNS = ("partner", "evaluate", "cold_user", "cold_item", KEPT_COLUMN)
 _COLUMNS = ("user", "time", "item", "text", "clicked", "domain", "evaluate")
 
 
@@ -42,6 +46,11 @@ class HeldOut:
         user_N: user codes; int64.
         slate_N: slate ids as text, or None where the log has none.
         partitions: how the evaluated rows are cut into slices.
+        choosing_N: the evaluated rows of one half of the users, drawn by hash, on which a run may choose and fit; what
+            was chosen or fitted there is judged on the others.
+        model_kept: the share of unclicked rows that the training logs hold.
+        log_kept: the share of them that these rows hold.
+        log: what the features were made of.
         unknown_items: evaluated rows of an item that private statistics do not know.
     """
 
@@ -51,7 +60,24 @@ class HeldOut:
     user_N: NDArray[np.int64]
     slate_N: NDArray[Any] | None
     partitions: tuple[Partition, ...]
+    choosing_N: NDArray[np.bool_]
+    log: Log
+    model_kept: float = 1.0
+    log_kept: float = 1.0
     unknown_items: int = 0
+
+    def part(self, kept_N: NDArray[np.bool_]) -> "HeldOut":
+        """Returns the same with some of the evaluated rows alone: those of some users, whole."""
+        first_C = np.cumsum([0, *(len(row_M) for row_M in self.chosen)])[:-1]
+        return replace(
+            self,
+            chosen=[row_M for row_M, first in zip(self.chosen, first_C, strict=True) if kept_N[first]],
+            label_NL=self.label_NL[kept_N],
+            user_N=self.user_N[kept_N],
+            slate_N=None if self.slate_N is None else self.slate_N[kept_N],
+            partitions=tuple(replace(each, group_N=each.group_N[kept_N]) for each in self.partitions),
+            choosing_N=self.choosing_N[kept_N],
+        )
 
 
 def load_heldout(
@@ -114,6 +140,10 @@ def _load(
         user_N=user_N.astype(np.int64),
         slate_N=_slates(frame.iloc[row_N]) if "slate" in frame else None,
         partitions=partitions(frame, evaluate_N, rows.history_NH[row_N]),
+        choosing_N=in_choosing_half(frame["user"].iloc[row_N]),
+        log=Log(seen, encoded.index_N, encoded.states_TE, item_counts, item_rates, encoded.tokens_T),
+        model_kept=config.unclicked_kept,
+        log_kept=float(frame[KEPT_COLUMN].iloc[0]) if KEPT_COLUMN in frame else 1.0,
         unknown_items=item_rates.num_unknown(frame.iloc[row_N]) if item_rates else 0,
     )
 
@@ -144,8 +174,15 @@ def _slates(frame: pd.DataFrame) -> NDArray[Any]:
 
 
 def score(model: ClickModel, heldout: HeldOut) -> NDArray[np.float64]:
-    """Returns the probability of a click for each evaluated row, float64 [N]."""
-    return scoring.click_rates(model, heldout.rows, heldout.chosen)
+    """Returns the probability of a click for each evaluated row, float64 [N], in a log that is sampled as this one."""
+    return as_in_log(scoring.click_rates(model, heldout.rows, heldout.chosen), heldout)
+
+
+def as_in_log(click_N: NDArray[np.float64], heldout: HeldOut) -> NDArray[np.float64]:
+    """Returns what a model says of a log like the training logs, as probabilities in a log like the held-out one."""
+    if heldout.model_kept == heldout.log_kept:
+        return click_N
+    return of_log(of_stream(click_N, heldout.model_kept), heldout.log_kept)
 
 
 def round_figures(score_N: NDArray[np.float64], heldout: HeldOut, config: ServerConfig, seed: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 import uuid
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors import safe_open
 from safetensors.torch import save
 
+from common.calibration import Calibration
 from common.config import ModelConfig, to_table
 from common.errors import ModelError
 from common.keyfiles import load_ed25519, public_hex
@@ -52,8 +54,10 @@ def save_model(
     run_id: str,
     rounds: int,
     statistics: bytes | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
-    """Writes `model.safetensors` (trained parameters only) and `config.json` (layout, base and its hash, run).
+    """Writes `model.safetensors` (trained parameters only) and `config.json` (layout, base and its hash, run,
+    calibration where there is one).
 
     Where features are made with private statistics, their release goes beside them: `statistics.json`.
     """
@@ -73,6 +77,8 @@ def save_model(
         "run_id": run_id,
         "rounds": rounds,
     }
+    if calibration is not None:
+        facts["calibration"] = asdict(calibration)
     write_json(folder / SETTINGS, facts)
 
 

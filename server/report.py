@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from common.errors import HushclickError
 from common.runfolder import RunFolder, write_atomically
-from server import report_course, report_figures, report_privacy, report_slices, report_tables
+from server import report_behaviour, report_course, report_figures, report_privacy, report_slices, report_tables
 from server.report_numbers import (
     MISSING,
     Json,
@@ -93,6 +93,7 @@ def build_report(metrics: Mapping[str, Any], config_toml: str) -> str:
         charts=charts,
         plotly_js=Markup(get_plotlyjs()) if any(charts.values()) else "",  # noqa: S704  plotly's own file
         tables=_tables(metrics),
+        course=report_behaviour.course_lines(final),
         calibration_figures=[(name, figure(final.get(key))) for key, name in _CALIBRATION_FIGURES],
         has_floors=bool(table(metrics, "floors")),
         none_dropped=table(metrics, "data").get("rows_dropped") == {},
@@ -119,6 +120,9 @@ def _tables(metrics: Json) -> dict[str, Any]:
     return {
         "floors": report_tables.floors_table(metrics),
         "figures": report_tables.figures_table(final),
+        "purchase": report_behaviour.purchase_table(final),
+        "next_item": report_behaviour.next_item_table(final),
+        "calibrated": report_behaviour.calibrated_table(final),
         "slices": report_slices.slice_tables(final),
         "gaps": report_slices.gaps_table(final),
         "privacy": report_privacy.privacy_table(privacy),

@@ -42,6 +42,7 @@ from common.runfolder import RunFolder
 from common.textstates import encode_texts
 from common.vector import read_vector, write_vector
 from server.evaluation import HeldOut, intervals, load_heldout, score
+from server.halves import reported_N
 
 Scores = NDArray[np.float64]
 
@@ -105,7 +106,8 @@ def compute_floors(config: Config, folder: RunFolder, say: Callable[[str], None]
 
 
 def _figures(logs: Logs, score_N: Scores, model_N: Scores) -> dict[str, Any]:
-    heldout, server, seed = logs.heldout, logs.config.server, logs.config.round.seed
+    server, seed, kept_N = logs.config.server, logs.config.round.seed, reported_N(logs.heldout, logs.config.server)
+    heldout, score_N, model_N = logs.heldout.part(kept_N), score_N[kept_N], model_N[kept_N]
     label_N = heldout.label_NL[:, 0]
     values = evaluate_scores(label_N, score_N, heldout.user_N)
     figures: dict[str, Any] = {name: values[name] for name in ("auc", "log_loss", "ne", "uauc")}

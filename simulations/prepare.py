@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -14,7 +15,7 @@ import tomli_w
 
 from client.identity import new_identity
 from client.partner import PartnerAggregation, PartnerConfig, dump_partner
-from common.card import canonical_card
+from common.card import Columns, DataCard, Time, canonical_card, load_card, require_sampling
 from common.clicks import write_clicks
 from common.config import Config, DataConfig, ModelConfig, dump_config, read_toml, to_table
 from common.keyfiles import public_pem
@@ -24,6 +25,7 @@ from common.runfolder import RunFolder, partner_name, write_atomically, write_js
 from common.secagg.parameters import LEAST_PARTICIPANTS
 from common.secagg.roster import Member, Roster, dump_roster
 from common.textstates import encode_texts
+from server.central import mark_sampling
 from simulations.partners import PartnerLogs, build_partners, write_central
 from simulations.sizes import declared
 from simulations.sources import load_source
@@ -62,12 +64,21 @@ def prepare(
         DataError, PretrainedError: as `read_data`.
     """
     config = with_noise(config)
+    if config.data.source == "files" or config.model.unclicked_kept < 1:
+        require_sampling(_card_of(config.data), config.model.unclicked_kept)
     data = data or read_data(config.data, config.model, progress)
     _write(config, folder, data)
     write_json(folder.preparation, {"data": data.facts, "timings": data.timings})
     # Last: a folder with a configuration is a folder that can be resumed.
     write_atomically(folder.config, dump_config(config).encode())
     return Preparation(config, data.facts, data.timings)
+
+
+def _card_of(data: DataConfig) -> DataCard:
+    """Returns the card of the clicks; sources without a card of their own hold every row."""
+    if data.source == "files":
+        return load_card(Path(data.card))
+    return DataCard(Columns(user="user", time="time", text=("text",), clicked="clicked"), Time("seconds"))
 
 
 def read_data(data: DataConfig, model: ModelConfig, progress: Progress | None = None) -> RunData:
@@ -97,7 +108,7 @@ def _write(config: Config, folder: RunFolder, data: RunData) -> None:
         _write_partner(config, folder, number, rows, users)
     write_roster(config, folder, data.declared_users)
     write_signing_key(folder, len(data.declared_users))
-    write_central(logs.central, folder.central)
+    write_central(mark_sampling(logs.central, config.model.unclicked_kept), folder.central)
     if config.model.item_rates != "none":
         write_json(folder.catalogue, data.catalogue or catalogue_of(logs))
 
@@ -112,7 +123,9 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
     home, name = folder.partner(number), partner_name(number)
     (home / "state").mkdir(parents=True, exist_ok=True)
     write_clicks(rows, home / "clicks.parquet")
-    (home / "card.toml").write_text(tomli_w.dumps(to_table(canonical_card(rows))), encoding="utf-8")
+    (home / "card.toml").write_text(
+        tomli_w.dumps(to_table(canonical_card(rows, config.model.unclicked_kept))), encoding="utf-8"
+    )
     least = least_in_a_sum(config) if config.privacy.mode == "distributed" else LEAST_PARTICIPANTS
     partner = PartnerConfig(
         name=name,

@@ -23,9 +23,11 @@ from client.desk import forget_workers
 from common.config import Config, load_config, to_table
 from common.errors import BudgetExhausted, CheckpointError, HushclickError, Stopped, UsageError
 from common.runfolder import RunFolder, write_json
+from server import report_behaviour
 from server.app import app as server_app
 from server.modelfolder import num_parameters
 from server.report import write_report
+from server.trackers import require_trackers
 from simulations.attackers import attackers_of
 from simulations.faults import app as faulty_client_app
 from simulations.floors import compute_floors
@@ -88,6 +90,7 @@ def simulate(
 def _simulate(
     config: Config, folder: RunFolder, console: Console, resume: bool, engine: str, shared: SharedClicks | None
 ) -> dict[str, Any]:
+    require_trackers(config.output.trackers)
     started = time.monotonic()
     with LiveProgress(console, config) as progress:
         if resume:
@@ -249,6 +252,8 @@ def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     if dropped:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
         console.print(f"Rows dropped: {reasons}", markup=False, highlight=False)
+    for line in report_behaviour.lines(metrics["final"]):
+        console.print(line, markup=False, highlight=False)
     console.print(metrics["privacy"]["sentence"], markup=False, highlight=False)
     report = RunFolder(arguments.out.resolve()).report
     console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)

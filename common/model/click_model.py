@@ -8,6 +8,7 @@ Legend: B users, M rows of a user, K history entries, E text width, D model widt
 Source: Zhou et al. 2018, "Deep Interest Network", section 4.3 (attention that keeps the amount of interest).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from common.config import ModelConfig
-from common.features import Batch, UserRows, dense_names
+from common.features import Batch, Float, UserRows, dense_names
 from common.model.packing import portions
 from common.model.tail import TextTail, build_tail
 from common.pretrained import Pretrained
@@ -155,16 +156,21 @@ def with_text_states(model: ClickModel, rows: UserRows) -> UserRows:
 
     A model without layers of its own reads the states as they are.
     """
-    if model.text is None:
+    if model.text is None or rows.through_model:
         return rows
-    if rows.tokens_T is None:
-        raise ValueError("rows without token states: the model's own layers have nothing to read")
-    text_V = np.unique(rows.text_N)
-    states_TE = np.zeros((int(text_V.max(initial=-1)) + 1, rows.states_TE.shape[1]), np.float32)
+    states_TE = own_text_states(model, rows.tokens_T, np.unique(rows.text_N))
+    return replace(rows, states_TE=states_TE, through_model=True)
+
+
+def own_text_states(model: ClickModel, tokens_T: Sequence[Float] | None, text_V: NDArray[np.int64]) -> Float:
+    """Returns the states that the model's own layers give some texts, float32 [T, E]; 0 for the others."""
+    if model.text is None or tokens_T is None:
+        raise ValueError("texts without token states: the model's own layers have nothing to read")
+    states_TE = np.zeros((len(tokens_T), model.text.width), np.float32)
     with torch.no_grad():
-        for part in portions([len(rows.tokens_T[text]) for text in text_V]):
-            states_TE[text_V[part]] = model.text([rows.tokens_T[text] for text in text_V[part]]).cpu().numpy()
-    return replace(rows, states_TE=states_TE)
+        for part in portions([len(tokens_T[text]) for text in text_V]):
+            states_TE[text_V[part]] = model.text([tokens_T[text] for text in text_V[part]]).cpu().numpy()
+    return states_TE
 
 
 def user_losses(logits_BML: Tensor, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from common.calibration import Calibration
 from common.config import STRICT, ModelConfig
 from common.errors import ModelError, PretrainedError
 from common.itemrates import ItemRates, parse_release
@@ -34,6 +35,7 @@ class Settings:
     encoder_sha256: str
     run_id: str
     rounds: int
+    calibration: Calibration | None = None
 
 
 def load_model(
@@ -84,6 +86,11 @@ def load_item_rates(files: Mapping[str, bytes], config: ModelConfig) -> ItemRate
     if config.item_rates != "private":
         raise ModelError(f'{STATISTICS}: beside a model of item_rates = "{config.item_rates}"')
     return ItemRates(parse_release(files[STATISTICS]))
+
+
+def load_calibration(files: Mapping[str, bytes]) -> Calibration | None:
+    """Returns what the model's probabilities were calibrated with; None where they were not."""
+    return _settings(files[SETTINGS]).calibration
 
 
 def _settings(data: bytes) -> Settings:

@@ -87,7 +87,7 @@ KEYS = {
     "data": "source path card click_threshold partners partition size_skew split test_share max_users generator",
     "model": (
         "encoder encoder_sha256 max_tokens history width hidden context_buckets prior_click_rate"
-        " label_delay_seconds item_rates cache"
+        " label_delay_seconds item_rates unclicked_kept cache"
     ),
     "round": "num_rounds partners_per_round local_steps client_optimiser learning_rate weight_decay seed",
     "privacy": (
@@ -98,11 +98,12 @@ KEYS = {
     "aggregation": "method weights min_partners colluders update_bound groups timeout_seconds stage_timeout_seconds",
     "server": (
         "optimiser learning_rate momentum beta2 tau evaluate_every bootstrap_samples floors"
-        " least_slice_users least_slice_rows"
+        " least_slice_users least_slice_rows averaging averaging_decay averaging_from patience patience_figure"
+        " calibration next_item_clicks next_item_candidates"
     ),
     "simulation": "dropout_rate attack attackers attack_factor",
     "audit": "canaries most_canary_share shadow_runs targets zero_rounds neighbours confidence seed",
-    "output": "title report jobs",
+    "output": "title report jobs trackers",
 }
 
 
@@ -117,6 +118,7 @@ def test_configuration_keys_are_frozen(table: str) -> None:
 PARTNER_KEYS = {
     "overlap": "partners identifiers fold_case secret least_users days_between_answers",
     "retention": "log_days secrets_hours delivered_models",
+    "personal": "kind penalty",
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from behaviour_figures import BEHAVIOUR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
@@ -84,7 +85,8 @@ def full_metrics() -> dict[str, Any]:
         "run_id": "3f9c1d5e8a7b4c2d",
         "title": "MovieLens over six partners",
         "rounds": rounds,
-        "final": {
+        "final": copy.deepcopy(BEHAVIOUR)
+        | {
             "auc": 0.78149,
             "pr_auc": 0.7614,
             "base_rate": 0.4931,

@@ -52,12 +52,15 @@ def test_scores_are_those_of_the_central_evaluation(
     words = (done.model, "--key", done.signing_public, *options, "--out", tmp_path / "out")
     found = predict(capsys, *words)
     scores = pd.read_parquet(found["scores"])
-    assert list(scores.columns) == ["user", "item", "time", "score"]
+    assert list(scores.columns) == ["user", "item", "time", "score", "purchase"]
+    assert (scores["purchase"] < scores["score"]).all()
     assert scores["user"].tolist() == rows["user"].tolist()
     expected_N = np.load(done.root / "scores.npy")
     np.testing.assert_allclose(scores["score"][rows["evaluate"]], expected_N, atol=1e-6)
     assert found["rows"] == len(rows)
     assert found["note"] == ""
+    assert found["calibrated"] is None
+    assert found["purchases"]["auc"] == pytest.approx(roc_auc_score(rows["purchased"], scores["purchase"]))
     # The same through a partner's own file, which has its own copy of the model and the key.
     theirs = predict(capsys, done.partner(2) / "partner.toml", *options)
     assert theirs["figures"] == found["figures"]
@@ -81,7 +84,7 @@ def test_a_partner_scores_its_own_log_under_the_logs_own_names(
     (tmp_path / "card.toml").write_text(tomli_w.dumps(card), encoding="utf-8")
     options = ("--clicks", tmp_path / "named.parquet", "--card", tmp_path / "card.toml", "--out", tmp_path / "named")
     named = pd.read_parquet(predict(capsys, home / "partner.toml", *options)["scores"])
-    assert list(named.columns) == ["visitor", "score", "time", "model_score"]
+    assert list(named.columns) == ["visitor", "score", "time", "model_score", "purchase"]
     own = pd.read_csv(tmp_path / "scores.csv")
     np.testing.assert_allclose(named["model_score"], own["score"], atol=1e-12)
 

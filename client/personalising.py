@@ -1,0 +1,38 @@
+"""The correction that goes with a delivered model at one partner: the one that is kept, or a new one of its own log."""
+
+from pathlib import Path
+
+from client.erasure import Erased
+from client.partner import PartnerConfig
+from client.personal import Kept, Personal, fit, look
+from client.predicting import Usable, features_of, item_counts, read_rows
+from common.card import load_card
+from common.errors import DataError
+from common.lineage import LINEAGE
+
+
+def personal_of(use: Usable, model: Path, partner: PartnerConfig | None) -> Personal | None:
+    """Returns the partner's correction of a model, fitted and kept if it is not there yet; None where it wants none.
+
+    Args:
+        use: the model, verified.
+        model: its folder.
+        partner: whose; None = a model's folder alone.
+
+    Raises:
+        DataError: where the partner's own log has no row to fit it on.
+    """
+    if partner is None or partner.personal.kind == "none":
+        return None
+    kept = Kept(partner)
+    made_of = kept.made_of((model / LINEAGE).read_bytes())
+    found = kept.read(made_of)
+    if found is None:
+        rows = read_rows(Path(partner.clicks), load_card(Path(partner.card)), Erased(Path(partner.state))).rows
+        if rows.empty:
+            raise DataError(f'{partner.clicks}: no row to fit personal.kind = "{partner.personal.kind}" on')
+        seen = look(use.model, features_of(use, rows, item_counts(use, partner, own_log=True)))
+        label_N, user_N = rows["clicked"].to_numpy(), rows["user"].to_numpy()
+        found = fit(partner.personal.kind, partner.personal.penalty, seen, label_N, user_N, made_of)
+        kept.write(found)
+    return found

@@ -1,0 +1,65 @@
+"""What metrics.json holds of a final model beyond its clicks."""
+
+from typing import Any
+
+BEHAVIOUR: dict[str, Any] = {
+    "purchase": {
+        "auc": 0.7134,
+        "pr_auc": 0.1211,
+        "base_rate": 0.0469,
+        "log_loss": 0.1882,
+        "ne": 0.9931,
+        "calibration_ratio": 1.068,
+        "ece": 0.0123,
+        "brier": 0.0456,
+        "intervals": {"auc": [0.65, 0.77]},
+        "given_click": {"auc": 0.55, "base_rate": 0.21},
+        "rows": 1234,
+        "clicks": 276,
+        "purchases": 58,
+    },
+    "next_item": {
+        "hit_10": 0.169,
+        "mrr": 0.126,
+        "ndcg_10": 0.117,
+        "intervals": {"hit_10": [0.1, 0.25]},
+        "clicks": 200,
+        "of_clicks": 276,
+        "users": 90,
+        "candidates": {"least": 31, "mean": 50.2, "most": 60},
+        "clicks_with_drawn_candidates": 0,
+        "seen_excluded": True,
+        "floors": {
+            "popularity": {"hit_10": 0.25, "mrr": 0.132, "ndcg_10": 0.135},
+            "random": {"hit_10": 0.18, "mrr": 0.09, "ndcg_10": 0.08},
+        },
+    },
+    "calibrated": {
+        "method": "platt",
+        "click": {"slope": 0.812, "intercept": -0.105},
+        "purchase": None,
+        "fitted_users": 61,
+        "fitted_rows": 600,
+        "users": 59,
+        "rows": 634,
+        "before": {"log_loss": 0.5203, "calibration_ratio": 1.21, "ece": 0.05, "intervals": {"log_loss": [0.5, 0.54]}},
+        "after": {"log_loss": 0.5109, "calibration_ratio": 1.01, "ece": 0.02},
+    },
+    "averaging": {"kind": "exponential", "models": 3},
+    "early_stopping": {
+        "figure": "log_loss",
+        "patience": 2,
+        "best_round": 3,
+        "best": 0.473,
+        "stopped": True,
+        "rounds_run": 5,
+        "rounds_not_run": 7,
+    },
+    "stream": {
+        "model_unclicked_kept": 0.25,
+        "log_unclicked_kept": 1.0,
+        "base_rate": 0.1512,
+        "log_loss": 0.4012,
+        "calibration_ratio": 0.98,
+    },
+}
