@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from common.secagg.graph import MOST_COMPLETE
 
 if TYPE_CHECKING:  # `Config` calls this while it is made
-    from common.config import AggregationConfig, Config, PrivacyConfig, SimulationConfig
+    from common.config import AggregationConfig, Config, EvaluationConfig, PrivacyConfig, SimulationConfig
 
 MOST_LABEL_EPSILON = 20.0
 
@@ -21,6 +21,7 @@ def contradictions(config: "Config") -> list[str]:
         )
     problems += item_rate_checks(config.model.item_rates, privacy, config.aggregation.method)
     problems += label_checks(privacy)
+    problems += [*evaluation_checks(config.evaluation, config.aggregation.method), *_schedule_checks(config)]
     if privacy.mode == "label" and data.source == "generated" and data.generator.purchase_rate > 0:
         problems.append(
             f'data.generator.purchase_rate = {data.generator.purchase_rate:g}: must be 0 with privacy.mode = "label",'
@@ -99,6 +100,41 @@ def label_checks(privacy: "PrivacyConfig") -> list[str]:
         problems.append(
             f'privacy.unit = "{privacy.unit}": has no meaning with privacy.mode = "label", whose unit is the label;'
             " take the line out"
+        )
+    return problems
+
+
+def evaluation_checks(evaluation: "EvaluationConfig", method: str) -> list[str]:
+    """Returns what evaluation at the partners asks of the rest, in a run's file and in a partner's own.
+
+    Args:
+        evaluation: the evaluation table.
+        method: `aggregation.method`.
+    """
+    if evaluation.by_partners and method != "secure":
+        return ['evaluation.at = "partners": needs aggregation.method = "secure"; the server may see sums alone']
+    if evaluation.by_partners:
+        return []
+    return [
+        f'evaluation.{key} = {value!r}: holds nothing out with evaluation.at = "server"; set it to "partners", or take'
+        " the line out"
+        for key in ("from_time", "user_share")
+        if (value := getattr(evaluation, key)) is not None
+    ]
+
+
+def _schedule_checks(config: "Config") -> list[str]:
+    """Returns what evaluation at the partners asks of the course of a run."""
+    evaluation, partners, problems = config.evaluation, config.data.partners, []
+    if evaluation.by_partners and evaluation.releases > config.round.num_rounds:
+        problems.append(
+            f"evaluation.releases = {evaluation.releases}: at most one a round, round.num_rounds ="
+            f" {config.round.num_rounds}"
+        )
+    if evaluation.by_partners and config.privacy.mode == "distributed" and partners > MOST_COMPLETE:
+        problems.append(
+            f'evaluation.at = "partners" with privacy.mode = "distributed" and {partners} partners: all are in one sum,'
+            f" at most {MOST_COMPLETE}; lower data.partners"
         )
     return problems
 

@@ -42,7 +42,9 @@ from server.histograms import Histograms
 from server.joining import anchored, fitting, join, say
 from server.journal import Journal
 from server.modelfolder import load_signing_key, save_model, vouch
+from server.noisysums import NoisySums
 from server.optimiser import ServerOptimiser
+from server.partnerevaluation import PartnerEvaluation, evaluate_after
 from server.round import collect_sum
 from server.secure import SecureAggregator
 from server.statistics import item_counts
@@ -75,7 +77,7 @@ class Coordinator:
     key: Ed25519PrivateKey = field(repr=False)  # signs the final model
     model: ClickModel
     layout: str
-    heldout: HeldOut
+    heldout: HeldOut | None  # None = the operator has no clicks: partners alone evaluate
     optimiser: ServerOptimiser
     global_D: NDArray[np.float32]
     round: int = 0
@@ -84,7 +86,14 @@ class Coordinator:
     aggregator: SecureAggregator | None = None  # None = plain
     starts: int = 0  # how often the run's server was started before
     histograms: Histograms | None = None  # private statistics, where the model's features are made with them
+    evaluation: PartnerEvaluation | None = None  # histograms of scores, where partners evaluate
+    counts_told: bytes = b""  # hash of exact item counts, where features are made with them
     watch: Watch | None = None  # an audit's eyes
+
+    @property
+    def told(self) -> bytes:
+        """Hash of what partners were told to make features with."""
+        return self.histograms.shared if self.histograms else self.counts_told
 
     @property
     def kind(self) -> type[LocalDelta] | type[NoisedStep]:
@@ -112,12 +121,15 @@ def run(grid: Grid, folder: RunFolder, watch: Watch | None = None) -> None:
     state = _begin(grid, config, folder, pretrained)
     state.watch = watch
     say("begun", f"{len(state.nodes)} partners joined", partners=len(state.nodes), round=state.round)
+    evaluate_after(state.evaluation, state.rounds, state.global_D, state.told)  # where a start before ended at that
     stopped: BudgetExhausted | None = None
     while state.round < config.round.num_rounds and stopped is None:
         try:
             _run_round(grid, state)
         except BudgetExhausted as error:
             stopped = error
+    refused = evaluate_after(state.evaluation, state.rounds, state.global_D, state.told, last=True)
+    stopped = stopped or refused
     _finish(grid, state, pretrained, time.monotonic() - started, stopped)
     if stopped:
         raise stopped
@@ -150,11 +162,18 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     counts = item_counts(grid, config, folder, run_id, nodes, aggregator) if exact else None
     if aggregator and counts is not None:
         aggregator.shared = shared_hash(counts_hash(counts), config.privacy, noise_shares(config))
+    told = b"" if counts is None else counts_hash(counts)
     declared = {partner: reply.declared_users for partner, reply in replies.items()}
-    histograms = None
+    histograms, evaluation, users = None, None, sum(declared.values())
     if config.model.item_rates == "private":
-        histograms = Histograms(grid, config, folder, run_id, nodes, roster, starts, sum(declared.values()))
-    heldout = load_heldout(folder.central, config.model, pretrained, counts, histograms.rates if histograms else None)
+        histograms = Histograms(grid, config, folder, run_id, nodes, roster, starts, users)
+    if config.evaluation.by_partners:
+        sums = NoisySums(grid, config, folder, run_id, nodes, roster, starts, "evaluation")
+        evaluation = PartnerEvaluation(sums, config, folder, run_id, layout, users)
+    heldout = None
+    if folder.central.exists() or not evaluation:
+        rates = histograms.rates if histograms else None
+        heldout = load_heldout(folder.central, config.model, pretrained, counts, rates)
     optimiser = ServerOptimiser(config.server, len(read_vector(model)))
     weights = {partner: roster.member(roster.number(partner)).weight for partner in nodes}
     state = Coordinator(
@@ -174,6 +193,8 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         aggregator=aggregator,
         starts=starts,
         histograms=histograms,
+        evaluation=evaluation,
+        counts_told=told,
     )
     if saved:
         optimiser.load_state(saved.optimiser)
@@ -206,7 +227,8 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
     except TooFewPartners as error:
         record["error"] = str(error)
     trained = time.monotonic()
-    if number % config.server.evaluate_every == 0 or number == config.round.num_rounds:
+    scored = number % config.server.evaluate_every == 0 or number == config.round.num_rounds
+    if scored and state.heldout:
         write_vector(state.model, state.global_D)
         record |= round_figures(score(state.model, state.heldout), state.heldout, config.server, config.round.seed)
     record["timings"] = {"train_seconds": trained - started, "evaluate_seconds": time.monotonic() - trained}
@@ -215,6 +237,7 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
     _checkpoint(state)
     if state.aggregator:
         state.aggregator.journal.end()  # shares of a round that is over are kept no longer
+    evaluate_after(state.evaluation, state.rounds, state.global_D, state.told)
     say("round", f"round {number}", **record)
 
 
@@ -223,10 +246,10 @@ def _prepare_statistics(state: Coordinator, number: int) -> None:
     histograms, config = state.histograms, state.config
     if histograms is None or state.aggregator is None:
         return
-    if histograms.prepare(number):
+    if histograms.prepare(number) and state.heldout:
         pretrained = locate(config.model.encoder, config.model.encoder_sha256)
         state.heldout = load_heldout(state.folder.central, config.model, pretrained, item_rates=histograms.rates)
-    state.aggregator.shared = shared_hash(histograms.shared, config.privacy, noise_shares(config))
+    state.aggregator.shared = shared_hash(state.told, config.privacy, noise_shares(config))
 
 
 def _collect_secure(
@@ -312,12 +335,16 @@ def _finish(
 ) -> None:
     """Writes, signs and delivers the final model, and writes the server's part of metrics.json."""
     write_vector(state.model, state.global_D)
-    score_N = score(state.model, state.heldout)
-    final = final_figures(score_N, state.heldout, state.config.server, state.config.round.seed)
+    final: dict[str, Any] = {}
+    if state.heldout:
+        score_N = score(state.model, state.heldout)
+        final = final_figures(score_N, state.heldout, state.config.server, state.config.round.seed)
+        np.save(state.folder.root / "scores.npy", score_N)
+    if state.evaluation and state.rounds:
+        final["partners"] = state.rounds[-1]["partners"]
     final["rounds"] = state.round
     claim = _claim(state)
     final["delivered"] = _hand_out(grid, state, pretrained, claim)
-    np.save(state.folder.root / "scores.npy", score_N)
     timings = {
         "train_seconds": sum(record["timings"]["train_seconds"] for record in state.rounds),
         "evaluate_seconds": sum(record["timings"]["evaluate_seconds"] for record in state.rounds),
@@ -333,13 +360,18 @@ def _finish(
             "final": final,
             "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},
             "timings": timings,
-            "statistics": state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items}
-            if state.histograms
-            else None,
+            "statistics": _of_statistics(state),
             "stopped": str(stopped) if stopped else None,
         },
     )
-    say("finished", "final model saved", round=state.round, auc=final["auc"])
+    say("finished", "final model saved", round=state.round, auc=final.get("auc"))
+
+
+def _of_statistics(state: Coordinator) -> dict[str, Any] | None:
+    """Returns what metrics.json says of private statistics; None where there are none."""
+    if state.histograms is None:
+        return None
+    return state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items if state.heldout else None}
 
 
 def _claim(state: Coordinator) -> Claim:
