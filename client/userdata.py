@@ -24,7 +24,7 @@ from common.histogram import Terms
 from common.itemrates import ItemRates, parse_release
 from common.pretrained import Pretrained
 from common.runfolder import write_atomically
-from common.scorehistogram import latest, rule_of
+from common.scorehistogram import latest, rule_of, terms_of
 from common.sharedstates import shared_table
 from common.textstates import TextStates, default_cache_dir
 
@@ -125,7 +125,8 @@ class UserData:
         train_N, test_N = self._rule.sides(rows)
         row_N = np.flatnonzero(test_N)
         user_N = pd.factorize(rows["user"])[0][row_N].astype(np.int64)
-        kept_N = latest(user_N, self.config.evaluation.max_rows)
+        terms = terms_of(self.config.evaluation, self.config.privacy, self.config.model.prior_click_rate)
+        kept_N = latest(user_N, terms.max_rows)
         if not kept_N.any():
             return None
         clicked_N = rows["clicked"].to_numpy()[row_N] == 1  # in mode "label" as flipped: the server knows how often

@@ -112,8 +112,11 @@ def gridded_scores(
     pair_P, rows_P = np.unique(unit_N * terms.length + cell_N, return_counts=True)
     unit_P, cell_P = np.divmod(pair_P, terms.length)
     length_U = np.sqrt(np.bincount(unit_P, rows_P.astype(np.float64) ** 2))
-    # The factor is rounded towards zero, so that no vector exceeds the bound by rounding.
-    factor_U = np.minimum(1.0, bound * (1 - 1e-12) / np.maximum(length_U, 1.0))
-    scaled_P = rows_P * factor_U[unit_P] * (grid / terms.clip)
+    scaled_P = rows_P * _factors(length_U, bound)[unit_P] * (grid / terms.clip)
     # Whole numbers under 2^53 add up exactly in float64, in any order.
     return np.bincount(cell_P, np.rint(scaled_P), terms.length).astype(np.int64)
+
+
+def _factors(length_U: Float, bound: float) -> Float:
+    # Rounded towards zero, so that no vector exceeds the bound by rounding; who has a row has a length of 1 at least.
+    return np.minimum(1.0, bound * (1 - 1e-12) / np.maximum(length_U, 1.0))

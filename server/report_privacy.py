@@ -120,9 +120,7 @@ def _of_histograms(found: Json, name: str, what: str) -> list[tuple[str, str, st
         (
             f"{name}, {whole(found.get('releases'))} releases",
             alone,
-            f"{what}; {noise} {significant(found.get('clip'))} rows"
-            if found.get("clip")
-            else f"{what} of flipped labels",
+            f"{what}; {noise} {significant(clip)} rows" if clip else f"{what}, of flipped labels",
         )
     ]
 
