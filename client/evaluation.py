@@ -120,7 +120,8 @@ class Evaluations:
         bound = rounding_bound(task.length, self.terms.clip, grid)
         if deviation >= MOST_DEVIATION:
             raise ProtocolError(f"a grid of 2^{task.grid_bits}: noise on it would not fit; use fewer grid bits")
-        noise = Randomness(self._config.privacy.fixed_seed, f"{self._config.name} evaluation {task.run_id}", 0).noise
+        after = (evaluated_in(task.run_id) or ("", 0))[1]  # a fixed seed gives runs of other ids the same noise
+        noise = Randomness(self._config.privacy.fixed_seed, f"{self._config.name} evaluation", after).noise
 
         def make() -> NDArray[np.int64]:
             return score_histogram(self._host.held_out(), self._host.loaded(task), self.terms, bound, grid)

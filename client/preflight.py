@@ -29,7 +29,7 @@ from common.privacy.labels import NOT_PROTECTED
 from common.privacy.ledger import Ledger
 from common.privacy.views import as_seen, bounds_of
 from common.proxies import associations, warnings_of
-from common.scorehistogram import rule_of
+from common.split import rule_of
 
 NOT_CHECKED = "GPU"
 

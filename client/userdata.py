@@ -24,8 +24,9 @@ from common.histogram import Terms
 from common.itemrates import ItemRates, parse_release
 from common.pretrained import Pretrained
 from common.runfolder import write_atomically
-from common.scorehistogram import latest, rule_of, terms_of
+from common.scorehistogram import latest, terms_of
 from common.sharedstates import shared_table
+from common.split import rule_of
 from common.textstates import TextStates, default_cache_dir
 
 log = logging.getLogger("hushclick.partner")

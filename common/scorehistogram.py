@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import EvaluationConfig, PrivacyConfig
-from common.split import Rule
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -73,11 +72,6 @@ def terms_of(evaluation: EvaluationConfig, privacy: PrivacyConfig, prior: float)
     clip = 0.0 if not privacy.noised else 1.0 if by_rows else privacy.evaluation_clip
     most = min(evaluation.max_rows, privacy.units_per_user) if by_rows else evaluation.max_rows
     return ScoreTerms(evaluation.bins, prior, most, clip, by_rows)
-
-
-def rule_of(evaluation: EvaluationConfig) -> Rule:
-    """Returns what is held out."""
-    return Rule(evaluation.from_time, evaluation.user_share, evaluation.key)
 
 
 def latest(user_N: Int, most: int) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from common.config import Split
+from common.config import EvaluationConfig, Split
 from common.errors import DataError
 
 Bools = npt.NDArray[np.bool_]
@@ -64,6 +64,11 @@ class Rule:
         most = np.uint64(min(int((self.user_share or 0.0) * 2**64), 2**64 - 1))
         held_U = stable_hash(distinct, f"split/{self.key}" if self.key else "split") < most
         return np.asarray(held_U[codes_N])
+
+
+def rule_of(evaluation: EvaluationConfig) -> Rule:
+    """Returns what partners hold out."""
+    return Rule(evaluation.from_time, evaluation.user_share, evaluation.key)
 
 
 def stable_hash(names: Iterable[str], purpose: str) -> Words:

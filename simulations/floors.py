@@ -39,7 +39,7 @@ from common.metrics import evaluate_scores
 from common.model.click_model import build_model
 from common.pretrained import locate
 from common.runfolder import RunFolder
-from common.scorehistogram import rule_of
+from common.split import rule_of
 from common.textstates import TextStates, default_cache_dir
 from common.vector import read_vector, write_vector
 from server.evaluation import HeldOut, intervals, load_heldout, score
