@@ -31,7 +31,7 @@ _SPARE = 4.0  # users who have rows held out, over those who are declared: these
 
 
 @checked(frozen=True, config=STRICT)
-class _Written:
+class Written:
     """What a histogram is written as."""
 
     version: int
@@ -80,12 +80,12 @@ class PartnerEvaluation:
         path = self._home / f"round-{round_number:06d}.json"
         if not path.exists():
             self._ask(round_number, model_D, told, path)
-        found = _parse(path)
+        found = read_scores(path)
         return {"round": round_number, "contributed": found.contributors} | partner_figures(
             self.scores(found), self.config.round.seed
         )
 
-    def scores(self, found: _Written) -> Scores:
+    def scores(self, found: Written) -> Scores:
         """Returns the counts of a histogram as written."""
         config = self.config
         privacy = config.privacy
@@ -164,11 +164,16 @@ def evaluate_after(
     return None
 
 
-def _parse(path: Path) -> _Written:
+def read_scores(path: Path) -> Written:
+    """Returns a histogram as written.
+
+    Raises:
+        CheckpointError: where it is damaged, or of another version.
+    """
     data, version = path.read_bytes(), None
     try:
         version = json.loads(data)["version"]
-        found = TypeAdapter(_Written).validate_json(data)
+        found = TypeAdapter(Written).validate_json(data)
     except (ValueError, ValidationError, KeyError, TypeError):
         found = None
     if version not in (None, SCORES_VERSION):

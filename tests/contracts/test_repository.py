@@ -91,12 +91,14 @@ KEYS = {
         "mode unit epsilon delta noise_multiplier clip sampling_rate"
         " max_impressions_per_user max_local_steps fixed_seed epsilon_partner epsilon_broken grid_bits period_days"
         " statistics_noise_multiplier statistics_epsilon statistics_clip statistics_every label_epsilon"
+        " evaluation_noise_multiplier evaluation_epsilon evaluation_clip"
     ),
     "aggregation": "method weights min_partners colluders update_bound groups timeout_seconds stage_timeout_seconds",
     "server": (
         "optimiser learning_rate momentum beta2 tau evaluate_every bootstrap_samples floors"
         " least_slice_users least_slice_rows"
     ),
+    "evaluation": "at from_time user_share key bins max_rows releases",
     "simulation": "dropout_rate attack attackers attack_factor",
     "audit": "canaries most_canary_share shadow_runs targets zero_rounds neighbours confidence seed",
     "output": "title report jobs",
