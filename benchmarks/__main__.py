@@ -33,6 +33,7 @@ NAMES = (
     "overlap",
     "deployed",
     "statistics",
+    "evaluation",
     "audit",
 )
 PARTS = ("movielens", "movietweetings", "generated", "labels")  # of quality; the last only where it is named

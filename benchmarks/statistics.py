@@ -40,7 +40,8 @@ from common.noise_shares import noise_shares
 from common.privacy.calibrate import calibrate_noise
 from common.runfolder import RunFolder
 from common.textstates import encode_texts
-from server.histograms import grid_bits, read_catalogue
+from server.histograms import read_catalogue
+from server.noisysums import grid_bits
 from simulations.floors import Logs, load_logs
 from simulations.prepare import prepare
 from simulations.run import simulate

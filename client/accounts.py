@@ -13,14 +13,18 @@ from client.anchors import HeadFile
 from client.budget import Budget
 from client.partner import PartnerConfig, load_partner
 from common.anchors import AnchorFile
-from common.config import PrivacyConfig
+from common.config import Config, PrivacyConfig
 from common.errors import LedgerError, UsageError
 from common.privacy.accounting import epsilon
 from common.privacy.chain import LedgerHead
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
+from common.privacy.releases import evaluation_event
 from common.privacy.views import VIEWS, View, as_seen, bounds_of
 from common.runfolder import RunFolder
+from common.schedule import evaluated_in
+from common.scorehistogram import terms_of
+from common.secagg.wire import SessionId
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,32 @@ class Account:
         """Returns the epsilon (PLD) of what counts against the budget now, by who learns."""
         return {view: epsilon(as_seen(self.counted, view), delta) for view in VIEWS}
 
-    def rounds_left(self, event: DpEvent) -> int | None:
-        """Returns how many more rounds like `event` the policy affords now; None where it has no budget."""
+    def rounds_left(self, event: DpEvent, room: Sequence[DpEvent] = ()) -> int | None:
+        """Returns how many more rounds like `event` the policy affords now; None where it has no budget.
+
+        Args:
+            event: of one round.
+            room: what the budget must still hold beside them.
+        """
         if self.policy is None or self.policy.mode == "none":
             return None
-        return 0 if self.refusal else Budget(Ledger(self.ledger), self.policy).affordable_rounds(event)
+        return 0 if self.refusal else Budget(Ledger(self.ledger), self.policy).affordable_rounds(event, room)
+
+    def evaluations_to_come(self, config: Config, like: DpEvent) -> list[DpEvent]:
+        """Returns the evaluations of a run that this partner has not given yet, and keeps room for.
+
+        Args:
+            config: of the run.
+            like: a release of training in it.
+        """
+        policy, evaluation = self.policy, config.evaluation
+        if policy is None or not (policy.noised and evaluation.by_partners):
+            return []
+        clip = terms_of(evaluation, policy, config.model.prior_click_rate).clip
+        event = evaluation_event(policy, clip, like.shares, SessionId(like.run_id, 0, 0), "")
+        runs = [evaluated_in(past.run_id) for past in self.events if past.purpose == "evaluation"]
+        given = sum(found is not None and found[0] == like.run_id for found in runs)
+        return [event] * max(0, evaluation.releases - given)
 
 
 def read_accounts(path: Path, anchor: LedgerHead | AnchorFile | None = None) -> list[Account]:

@@ -7,6 +7,7 @@ With `privacy.period_days` the bound is for every span of so many days: reservat
 they cost the partner's users stays theirs, so the epsilon of everything is said beside it.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from client.anchors import HeadFile
@@ -58,29 +59,40 @@ class Budget:
         self._head_file = head_file
         self._lacks = ""  # why this ledger is not trusted any more
 
-    def reserve(self, event: DpEvent) -> int:
+    def reserve(self, event: DpEvent, room: Sequence[DpEvent] = ()) -> int:
         """Charges an event before its data is touched; returns the reservation to commit.
 
+        Args:
+            event: what is to be released.
+            room: what the budget must still hold after it, and is not charged yet.
+
         Raises:
-            BudgetExhausted: where the event would exceed the budget; nothing is charged then.
+            BudgetExhausted: where the event would exceed the budget, or leave no such room; nothing is charged then.
             LedgerError: where the ledger is damaged, cannot be written or stays locked; nothing may be released then.
         """
         self.require_whole()  # before a ledger that was deleted would be made anew by the lock
         with self._ledger.exclusive():
             self.require_whole()
             if self._policy.mode != "none":
-                self._require_within(event)
+                self._require_within(event, room)
             reservation = self._ledger.reserve(event)
             if self._head_file is not None:
                 self._head_file.keep(self._ledger.head())
             return reservation
 
-    def _require_within(self, event: DpEvent) -> None:
+    def _require_within(self, event: DpEvent, room: Sequence[DpEvent]) -> None:
         counted = self.counted()
         _require_one_unit(self._ledger.events(), event)  # of all time, which is accounted for as well
-        exceeded = self._exceeded(counted, event)
+        if not (exceeded := self._exceeded((*counted, *room), event)):
+            return
+        if room:
+            exceeded = self._exceeded(counted, event)
         if exceeded:
             raise BudgetExhausted(self._refusal(counted, event, exceeded))
+        raise BudgetExhausted(
+            f"{_refused(event)}: it fits the budget, and leaves no room for what is still to come of this run:"
+            f" {len(room)} evaluations"
+        )
 
     def commit(self, reservation: int) -> None:
         """Notes that the release of a reservation was made."""
@@ -134,14 +146,19 @@ class Budget:
         """Returns what all reservations together cost this partner's users, however old."""
         return privacy_statement(self._ledger.events(), self._policy.delta)
 
-    def affordable_rounds(self, event: DpEvent) -> int | None:
-        """Returns how many more rounds like `event` fit, or None where no budget applies (mode "none")."""
+    def affordable_rounds(self, event: DpEvent, room: Sequence[DpEvent] = ()) -> int | None:
+        """Returns how many more rounds like `event` fit, or None where no budget applies (mode "none").
+
+        Args:
+            event: of one round.
+            room: what the budget must hold beside them, and is not charged yet.
+        """
         if self._policy.mode == "none":
             return None
         if event.mechanism == "none":
             return 0
         self.require_whole()
-        spent = self.counted()
+        spent = (*self.counted(), *room)
         if _units(self._ledger.events()) - {event.unit}:
             return 0
         if event.mechanism == "randomised_response":  # every further round is made of the same labels

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.accounts import Account, read_accounts, rounds_of
-from common.config import load_config
+from common.config import Config, load_config
 from common.errors import UsageError
 from common.privacy.accounting import rounded_up
 from common.privacy.events import MAX_STEPS, DpEvent
@@ -30,12 +30,13 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = RunFolder(arguments.config)
     if not folder.config.is_file():
         raise UsageError(f"{arguments.config}: no such run folder (no config.toml in it)")
-    planned = load_config(folder.config).round.num_rounds
+    config = load_config(folder.config)
+    planned = config.round.num_rounds
     accounts = read_accounts(arguments.config)
     last = _last(accounts)
     done = last.round if last else 0
     to_come = max(0, planned - done)
-    partners = [_forecast(account, last, done, to_come) for account in accounts]
+    partners = [_forecast(account, config, last, done, to_come) for account in accounts]
     result: dict[str, Any] = jsonable(
         {"rounds_planned": planned, "rounds_done": done, "rounds_to_come": to_come, "partners": partners}
     )
@@ -55,7 +56,7 @@ def _training(account: Account) -> list[DpEvent]:
     return [event for event in account.events if event.purpose == "training"]
 
 
-def _forecast(account: Account, last: DpEvent | None, done: int, to_come: int) -> dict[str, Any]:
+def _forecast(account: Account, config: Config, last: DpEvent | None, done: int, to_come: int) -> dict[str, Any]:
     own = rounds_of([event for event in _training(account) if last and event.run_id == last.run_id])
     like = _like(account, last)
     found: dict[str, Any] = {"partner": account.name, "rounds_taken_part": own, "rounds_left": None}
@@ -65,7 +66,9 @@ def _forecast(account: Account, last: DpEvent | None, done: int, to_come: int) -
         found["spent_in_period"] = account.spent_in_period(account.policy.delta)
         found["budget"] = dict(account.bounds())
         if like is not None:
-            found["rounds_left"] = account.rounds_left(like) or 0
+            room = account.evaluations_to_come(config, like)
+            found["rounds_left"] = account.rounds_left(like, room) or 0
+            found["evaluations_to_come"] = len(room)
             found["or_more"] = found["rounds_left"] >= MAX_STEPS // like.steps
     left = found["rounds_left"]
     # A partner that sits rounds out has its own rounds spread over more of the run's.
@@ -111,6 +114,8 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
             "With a period (of d days) spent is what counts in it now, and rounds left are those before older ones"
             " count no more; budget show has the epsilon of all time.",
         )
+    if any(one.get("evaluations_to_come") for one in partners):
+        _say(console, "Room is kept for the evaluations at the partners that are still to come.")
     for one in partners[:_SHOWN]:
         if one.get("refusal"):
             _say(console, f"{one['partner']}: nothing is granted: {one['refusal']}")

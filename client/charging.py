@@ -3,25 +3,26 @@
 Legend: D parameters, or entries of a histogram.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from client.budget import Budget
 from client.sent import SentFile
-from common.histogram_messages import HistogramTask
+from common.histogram_messages import EvaluationTask, HistogramTask
 from common.messages import TrainTask
 from common.privacy.events import DpEvent
 
 
 def charged_once(
-    task: TrainTask | HistogramTask,
+    task: TrainTask | HistogramTask | EvaluationTask,
     shared: bytes,
     sent: SentFile,
     budget: Budget,
     event: Callable[[], DpEvent],
     make: Callable[[], NDArray[Any]],
+    room: Sequence[DpEvent] = (),
 ) -> NDArray[Any]:
     """Returns what was sent for this very task, or a reserved, made and persisted new contribution [D].
 
@@ -36,6 +37,7 @@ def charged_once(
         budget: the partner's own.
         event: what making it costs.
         make: makes it.
+        room: what the budget must still hold after it.
 
     Raises:
         BudgetExhausted: before anything is made, where it would exceed the partner's budget.
@@ -44,7 +46,7 @@ def charged_once(
     earlier_D = sent.reuse(task, shared)
     if earlier_D is not None:
         return earlier_D
-    reservation = budget.reserve(event())
+    reservation = budget.reserve(event(), room)
     value_D = make()
     sent.keep(task, shared, value_D)
     budget.commit(reservation)

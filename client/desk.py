@@ -14,15 +14,16 @@ from flwr.app import RecordDict
 
 from client.partner import PartnerConfig, load_partner
 from client.rpc.refused import Refused
-from client.worker import Worker
+from client.worker import Work, Worker
 from common.errors import BudgetExhausted, HushclickError, ProtocolError
-from common.histogram_messages import HistogramTask, ReleaseTask
+from common.histogram_messages import EvaluationTask, HistogramTask, ReleaseTask
 from common.message_types import (
     BUDGET_EXHAUSTED,
     QUERY_ADVERTISE,
     QUERY_ANCHOR,
     QUERY_CATALOGUE,
     QUERY_CONFIRM,
+    QUERY_EVALUATE,
     QUERY_HISTOGRAM,
     QUERY_JOIN,
     QUERY_MASK,
@@ -147,7 +148,7 @@ def _prepare(kind: type[AdvertiseTask | RevealTask | ShareTask]) -> Handler:
     return lambda worker, body: stage_record(worker.prepare(stage_of(kind, body)))
 
 
-def _mask(kind: type[TrainTask | StatisticsTask | HistogramTask]) -> Handler:
+def _mask(kind: type[Work]) -> Handler:
     """Answers MASK with a contribution to one kind of work."""
 
     def give(worker: Worker, body: RecordDict) -> RecordDict:
@@ -183,6 +184,7 @@ _HANDLERS: dict[str, Handler] = {
     TRAIN_MASK: _mask(TrainTask),  # stage 2
     QUERY_MASK: _mask(StatisticsTask),  # stage 2, of exact item counts
     QUERY_HISTOGRAM: _mask(HistogramTask),  # stage 2, of private statistics
+    QUERY_EVALUATE: _mask(EvaluationTask),  # stage 2, of scores
     QUERY_CONFIRM: _confirm,  # stage 3
     QUERY_UNMASK: _unmask,  # stage 4
     QUERY_MODEL: _model,  # the run's signed model

@@ -39,6 +39,8 @@ from common.vector import num_trainable
 
 log = logging.getLogger("hushclick.partner")
 
+MOST_DEVIATION = 2.0**31  # of noise in whole numbers: Poisson draws of more overflow
+
 
 @dataclass(frozen=True)
 class SharedStep:
@@ -104,6 +106,33 @@ def noised_step(
     finally:
         hooks.cleanup()
     return NoisedStep(sum_D + skellam(len(sum_D), step.part_deviation, randomness.noise), step.declared_units)
+
+
+def noised_sum(
+    make: Callable[[], NDArray[np.int64]],
+    length: int,
+    deviation: float,
+    generator: np.random.Generator,
+    failed: Callable[[], None] = lambda: None,
+) -> NDArray[np.int64]:
+    """Returns a histogram with this partner's noise, int64 [length]; its noise alone, on zero, where there is none.
+
+    A refusal, instead, would show that something is wrong with the data.
+
+    Args:
+        make: counts the users' vectors, whole numbers.
+        length: of the histogram.
+        deviation: of this partner's noise, in whole numbers.
+        generator: of the noise.
+        failed: called where it cannot be made.
+    """
+    try:
+        sum_D = make()
+    except Exception as error:
+        say_why(error)
+        failed()
+        sum_D = np.zeros(length, np.int64)
+    return sum_D + skellam(length, deviation, generator)
 
 
 def say_why(error: Exception) -> None:

@@ -13,8 +13,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from common.addresses import UNIX, require_local
-from common.config import STRICT, ModelConfig, Positive, PrivacyConfig, parse_table, read_toml, to_table
-from common.config_checks import item_rate_checks, label_checks, tuning_checks
+from common.config import (
+    STRICT,
+    EvaluationConfig,
+    ModelConfig,
+    Positive,
+    PrivacyConfig,
+    parse_table,
+    read_toml,
+    to_table,
+)
+from common.config_checks import evaluation_checks, item_rate_checks, label_checks, tuning_checks
 from common.errors import ConfigError
 from common.kit import take_version
 from common.lineage import MOST_MODEL_BYTES
@@ -107,6 +116,7 @@ class PartnerConfig:
     most_model_bytes: Annotated[int, Field(ge=2**10, le=2**36)] = MOST_MODEL_BYTES  # of a model that it takes
     model: ModelConfig = field(default_factory=ModelConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     aggregation: PartnerAggregation = field(default_factory=PartnerAggregation)
     overlap: PartnerOverlap = field(default_factory=PartnerOverlap)
     worker: PartnerWorker = field(default_factory=PartnerWorker)
@@ -134,17 +144,32 @@ class PartnerConfig:
                 f" {self.aggregation.least_participants} and {self.aggregation.colluders})"
             )
         method, rates = self.aggregation.method, self.model.item_rates
-        if problems := [
-            *tuning_checks(self.model),
-            *label_checks(self.privacy),
-            *item_rate_checks(rates, self.privacy, method),
-        ]:
+        problems = [*tuning_checks(self.model), *label_checks(self.privacy)]
+        problems += item_rate_checks(rates, self.privacy, method)
+        if problems := [*problems, *evaluation_checks(self.evaluation, method), *self._own_evaluation()]:
             raise ConfigError("\n".join(f"{self.name}: {problem}" for problem in problems))
         if rates == "private" and self.privacy.statistics_noise_multiplier is None:
             raise ConfigError(
                 f"{self.name}: privacy.statistics_noise_multiplier is unset; a partner states its own noise"
                 ' (model.item_rates = "private")'
             )
+
+    def _own_evaluation(self) -> list[str]:
+        """Returns what a partner that evaluates must say itself: what it holds out, and its noise."""
+        if not self.evaluation.by_partners:
+            return []
+        problems = []
+        if self.evaluation.from_time is None and self.evaluation.user_share is None:
+            problems.append(
+                'evaluation.from_time and evaluation.user_share are unset, and evaluation.at = "partners": what is held'
+                " out is agreed by all partners; set one, or both"
+            )
+        if self.privacy.noised and self.privacy.evaluation_noise_multiplier is None:
+            problems.append(
+                "privacy.evaluation_noise_multiplier is unset; a partner states its own noise (evaluation.at ="
+                ' "partners")'
+            )
+        return problems
 
 
 def load_partner(path: Path) -> PartnerConfig:

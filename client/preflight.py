@@ -7,6 +7,7 @@ Flower runs is another user than the worker.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from client.anchors import HeadFile
@@ -28,6 +29,7 @@ from common.privacy.labels import NOT_PROTECTED
 from common.privacy.ledger import Ledger
 from common.privacy.views import as_seen, bounds_of
 from common.proxies import associations, warnings_of
+from common.split import rule_of
 
 NOT_CHECKED = "GPU"
 
@@ -162,7 +164,44 @@ def _noise(config: PartnerConfig) -> str | Finding:
             if config.model.item_rates == "private"
             else ""
         )
+        + _of_evaluation(config)
     )
+
+
+def _of_evaluation(config: PartnerConfig) -> str:
+    evaluation, privacy = config.evaluation, config.privacy
+    if not evaluation.by_partners:
+        return ""
+    return (
+        f"; at most {evaluation.releases} evaluations a run with noise multiplier"
+        f" {privacy.evaluation_noise_multiplier:g}"
+    )
+
+
+def _held_out(config: PartnerConfig) -> str:
+    """Says how many rows train and how many are held out; this partner's own to know."""
+    if not config.evaluation.by_partners:
+        return 'evaluation.at = "server": no row is held out here'
+    clicks = read_clicks(Path(config.clicks), load_card(Path(config.card)), allow_one_class=True)
+    rows = Erased(Path(config.state)).without(clicks.rows)
+    train_N, test_N = rule_of(config.evaluation).sides(rows)
+    if not train_N.any():
+        raise ConfigError(
+            f"all {len(rows)} rows are held out ({_said(config)}), and none trains: agree on another rule"
+        )
+    users = rows.loc[test_N, "user"].nunique()
+    return f"{int(test_N.sum())} rows of {users} users are held out ({_said(config)}), {int(train_N.sum())} rows train"
+
+
+def _said(config: PartnerConfig) -> str:
+    evaluation = config.evaluation
+    since = (
+        ""
+        if evaluation.from_time is None
+        else f"since {datetime.fromtimestamp(evaluation.from_time, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    )
+    share = "" if evaluation.user_share is None else f"{evaluation.user_share:g} of users"
+    return ", ".join(filter(None, (share, since)))
 
 
 def _labels(config: PartnerConfig) -> Finding:
@@ -226,6 +265,7 @@ def _overlap(config: PartnerConfig) -> str:
 _LOOKS: tuple[tuple[str, Callable[[PartnerConfig], str | Finding]], ...] = (
     ("card and clicks", _clicks),
     ("sensitive columns", _sensitive),
+    ("held-out rows", _held_out),
     ("encoder", _encoder),
     ("identity and roster", _membership),
     ("noise", _noise),

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from common.errors import LedgerError, ProtocolError
-from common.histogram_messages import HistogramTask
+from common.histogram_messages import EvaluationTask, HistogramTask
 from common.messages import TrainTask
 from common.runfolder import write_atomically
 
@@ -63,7 +63,7 @@ class SentFile:
         self._run_id = run_id
         self.path = folder / f"sent-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}.safetensors"
 
-    def reuse(self, task: TrainTask | HistogramTask, shared: bytes) -> NDArray[Any] | None:
+    def reuse(self, task: TrainTask | HistogramTask | EvaluationTask, shared: bytes) -> NDArray[Any] | None:
         """Returns what was sent for this very task, None for a new one; raises `ProtocolError` for a replay."""
         found = self._read()
         if found is None or found.run_id != self._run_id or found.round < task.round:
@@ -98,7 +98,7 @@ class SentFile:
     def _read(self) -> _Found | None:
         return _read(self.path)
 
-    def keep(self, task: TrainTask | HistogramTask, shared: bytes, delta_D: NDArray[Any]) -> None:
+    def keep(self, task: TrainTask | HistogramTask | EvaluationTask, shared: bytes, delta_D: NDArray[Any]) -> None:
         """Persists a contribution before it leaves."""
         _write(self.path, _Found(task.run_id, task.round, _task_hash(task, shared), delta_D))
 
@@ -164,8 +164,8 @@ def _write(path: Path, found: _Found) -> None:
     write_atomically(path, save({"delta": np.zeros(0) if found.delta_D is None else found.delta_D}, facts))
 
 
-def _task_hash(task: TrainTask | HistogramTask, shared: bytes) -> str:
-    if isinstance(task, HistogramTask):
+def _task_hash(task: TrainTask | HistogramTask | EvaluationTask, shared: bytes) -> str:
+    if isinstance(task, HistogramTask | EvaluationTask):
         return hashlib.sha256(b"".join((task.run_id.encode(), *task.hashes(shared)))).hexdigest()
     digest = hashlib.sha256(repr((task.run_id, task.round, task.fingerprint, task.plan, shared)).encode())
     digest.update(task.model_D.tobytes())

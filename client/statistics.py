@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client.budget import Budget
 from client.charging import charged_once
-from client.distributed import rounding_bound, say_why, skellam
+from client.distributed import MOST_DEVIATION, noised_sum, rounding_bound
 from client.partner import PartnerConfig
 from client.sent import SentFile
 from client.training import Randomness
@@ -28,8 +28,6 @@ from common.privacy.releases import statistics_event
 from common.secagg.wire import SessionId
 
 log = logging.getLogger("hushclick.partner")
-
-_MOST_DEVIATION = 2.0**31  # of noise in whole numbers: Poisson draws of more overflow
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,16 @@ def noised_histogram(
         ConfigError: for a grid so coarse that rounding alone could exceed the clip.
     """
     bound = rounding_bound(step.catalogue.length, step.terms.clip, step.grid)
-    try:
+
+    def histogram() -> NDArray[np.int64]:
         rows = data()
         sum_D = gridded_histogram(rows, step.catalogue, step.terms, bound, step.grid)
         outside = len(rows) - int(counted(rows, step.catalogue).sum())
         if outside:
             log.info("%d of %d rows are in no statistics: their items are not in the catalogue", outside, len(rows))
-    except Exception as error:  # a refusal, instead, would show that something is wrong with the data
-        say_why(error)
-        failed()
-        sum_D = np.zeros(step.catalogue.length, np.int64)
-    return sum_D + skellam(len(sum_D), step.part_deviation, generator)
+        return sum_D
+
+    return noised_sum(histogram, step.catalogue.length, step.part_deviation, generator, failed)
 
 
 class Histograms:
@@ -136,7 +133,7 @@ class Histograms:
         self._require_private()
         step, sent = self.step(task), self._sent(task.run_id)
         rounding_bound(step.catalogue.length, step.terms.clip, step.grid)  # what cannot be made must cost nothing
-        if step.part_deviation >= _MOST_DEVIATION:
+        if step.part_deviation >= MOST_DEVIATION:
             raise ProtocolError(f"a grid of 2^{task.grid_bits}: noise on it would not fit; use fewer grid bits")
         noise = Randomness(self._config.privacy.fixed_seed, f"{self._config.name} statistics {task.number}", 0).noise
         return charged_once(

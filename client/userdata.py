@@ -1,14 +1,17 @@
 """A partner's own clicks, read and turned into features: the one place where a worker gets at its users.
 
-Legend: T distinct texts, E text width.
+Legend: N rows, T distinct texts, E text width.
 """
 
 import json
 import logging
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from client.erasure import Erased, Mark
 from client.labels import NoisyLabels, unbiased
@@ -21,12 +24,24 @@ from common.histogram import Terms
 from common.itemrates import ItemRates, parse_release
 from common.pretrained import Pretrained
 from common.runfolder import write_atomically
+from common.scorehistogram import latest, terms_of
 from common.sharedstates import encode_shared
+from common.split import rule_of
 
 log = logging.getLogger("hushclick.partner")
 
 COUNTS_VERSION = 1
 MOST_ROWS_PER_USER = 4096  # the latest
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Rows to evaluate a model on: the features of their users' rows, which of these they are, users and clicks."""
+
+    features: UserRows = field(repr=False)
+    row_N: NDArray[np.int64] = field(repr=False)
+    user_N: NDArray[np.int64] = field(repr=False)
+    clicked_N: NDArray[np.bool_] = field(repr=False)
 
 
 class UserData:
@@ -35,7 +50,8 @@ class UserData:
     Formal guarantees:
         - who is on the list of the erased when rows are asked for is not among them, however long this object has
           held features, and whatever the log says;
-        - in mode "label" no true click label is behind what `_rows` returns (`client.labels`).
+        - in mode "label" no true click label is behind what `_rows` returns (`client.labels`);
+        - no row is in both `_rows` and `held_out`, and which side one is on depends on its own user and time alone.
     """
 
     config: PartnerConfig
@@ -45,6 +61,7 @@ class UserData:
         self.erased = Erased(Path(config.state))
         self._card: DataCard = load_card(Path(config.card))
         require_sampling(self._card, config.model.unclicked_kept)
+        self._rule = rule_of(config.evaluation)
         self._labels = NoisyLabels(config, self._card) if config.privacy.mode == "label" else None
         self._loaded: tuple[Mark, UserRows] | None = None
         self._loading = threading.Lock()
@@ -75,7 +92,11 @@ class UserData:
             )
 
     def _load(self) -> UserRows:
-        model, rows = self.config.model, self._rows()
+        return self._featurised(self._rows())
+
+    def _featurised(self, rows: pd.DataFrame, own_rows_N: NDArray[np.bool_] | None = None) -> UserRows:
+        """Returns the features of rows; `own_rows_N` as `featurise` takes it."""
+        model = self.config.model
         if self._labels:
             clicked_N = unbiased(rows["clicked"].to_numpy(), self.config.privacy.flip_probability)
             rows = rows.assign(clicked=clicked_N)
@@ -87,14 +108,37 @@ class UserData:
             model,
             item_counts=self._known_counts(),
             item_rates=self._item_rates(),
+            own_rows_N=own_rows_N,
             tokens_T=texts.tokens_T,
         )
 
     def _rows(self) -> pd.DataFrame:
+        """Returns the rows that train, and that statistics are made of: none that is held out."""
+        log = self._log()
+        return _few_each(log[self._rule.sides(log)[0]])
+
+    def _log(self) -> pd.DataFrame:
         rows = read_clicks(Path(self.config.clicks), self._card, allow_one_class=True).rows
-        # Features of a user cost the square of its rows: one user must not be able to stall or kill a round.
-        rows = self.erased.without(rows).groupby("user", sort=False).tail(MOST_ROWS_PER_USER).reset_index(drop=True)
-        return self._labels.flipped(rows) if self._labels else rows
+        rows = self.erased.without(rows)
+        return self._labels.flipped(_few_each(rows)) if self._labels else rows
+
+    def held_out(self) -> HeldOutRows | None:
+        """Returns the rows that this partner holds out, of each user the latest that count; None where it has none."""
+        log = self._log()
+        if not self.config.evaluation.by_partners:
+            raise ProtocolError('this partner holds nothing out (its evaluation.at is not "partners")')
+        users = set(log.loc[self._rule.sides(log)[1], "user"])
+        rows = _few_each(log[log["user"].isin(users)])
+        train_N, test_N = self._rule.sides(rows)
+        row_N = np.flatnonzero(test_N)
+        user_N = pd.factorize(rows["user"])[0][row_N].astype(np.int64)
+        terms = terms_of(self.config.evaluation, self.config.privacy, self.config.model.prior_click_rate)
+        kept_N = latest(user_N, terms.max_rows)
+        if not kept_N.any():
+            return None
+        clicked_N = rows["clicked"].to_numpy()[row_N] == 1  # in mode "label" as flipped: the server knows how often
+        features = self._featurised(rows, train_N)
+        return HeldOutRows(features, row_N[kept_N], user_N[kept_N], clicked_N[kept_N])
 
     def _keep_counts(self, counts: dict[str, list[float]]) -> None:
         """Takes over the summed item counts, and lets features go that were made with others."""
@@ -169,3 +213,8 @@ class UserData:
     @property
     def _release_path(self) -> Path:
         return Path(self.config.state) / "statistics.json"
+
+
+def _few_each(rows: pd.DataFrame) -> pd.DataFrame:
+    # Features of a user cost the square of its rows: one user must not be able to stall or kill a round.
+    return rows.groupby("user", sort=False).tail(MOST_ROWS_PER_USER).reset_index(drop=True)

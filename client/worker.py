@@ -21,6 +21,7 @@ from client.anchors import HeadFile
 from client.budget import Budget
 from client.charging import charged_once
 from client.distributed import SharedStep, noised_step
+from client.evaluation import Evaluations
 from client.participant import Participant, participant_of
 from client.partner import PartnerConfig
 from client.received import Received
@@ -33,7 +34,7 @@ from common.config import ModelConfig, fingerprint
 from common.contribution import LocalDelta
 from common.errors import BudgetExhausted, ProtocolError
 from common.features import count_items
-from common.histogram_messages import HistogramTask, ReleaseTask
+from common.histogram_messages import EvaluationTask, HistogramTask, ReleaseTask
 from common.itemrates import release_hash
 from common.messages import (
     AnchorTask,
@@ -53,6 +54,7 @@ from common.pretrained import Pretrained, locate
 from common.privacy.events import DpEvent
 from common.privacy.ledger import Ledger
 from common.privacy.releases import label_event, training_event
+from common.schedule import evaluated_in
 from common.secagg.coding import Coding, encode, require_codable
 from common.secagg.graph import MOST_COMPLETE
 from common.secagg.wire import Advertisement, SessionId
@@ -71,6 +73,8 @@ from common.stage_messages import (
     Upload,
 )
 from common.vector import layout_fingerprint, write_vector
+
+Work = TrainTask | StatisticsTask | HistogramTask | EvaluationTask
 
 _MOST_RUNS = 256  # that are remembered as joined: the latest
 
@@ -96,7 +100,8 @@ class Worker(UserData):
         super().__init__(config, _locate(config.model.encoder, config.model.encoder_sha256, config.model.cache))
         self._ledger, head_file = Ledger(Path(config.ledger), config.name), HeadFile(Path(config.state))
         self._budget = Budget(self._ledger, config.privacy, head_file)
-        self._histograms = Histograms(config, self._budget, lambda: self._rows(), self._count_noise_alone)
+        self._histograms = Histograms(config, self._budget, lambda: self._rows(), self.count_failure)
+        self._evaluations = Evaluations(config, self._budget, self._ledger, self)
         self._received, self._joined = Received(config, self._pretrained), dict[str, None]()
         self._training = threading.Lock()
         self.noise_alone = 0  # steps in which this partner could not train
@@ -187,7 +192,7 @@ class Worker(UserData):
                 return self._secure.share(task)
         raise ProtocolError(f"a {type(task).__name__} asks nothing of a partner")
 
-    def mask(self, task: MaskTask, work: TrainTask | StatisticsTask | HistogramTask) -> tuple[list[bytes], Upload]:
+    def mask(self, task: MaskTask, work: Work) -> tuple[list[bytes], Upload]:
         """Returns the masked contribution to a round: pieces of little-endian uint32, and what ends them.
 
         All that the server says is checked before the budget is asked; only then is data touched.
@@ -198,13 +203,15 @@ class Worker(UserData):
         _require_one_task(task, work, whole_numbers=self.config.privacy.mode == "distributed")
         coding = Coding(task.bits, task.clip)
         with self._alone():
-            shared = self._histograms.shared if isinstance(work, HistogramTask) else self._shared_hash()
+            shared = self._shared_of(work)
             opened = self._secure.open(task, *work.hashes(shared))
             value_D: NDArray[Any]
             if isinstance(work, StatisticsTask):
                 key, value_D = bytes(32), self._item_counts(work).astype(np.int64).reshape(-1)
             elif isinstance(work, HistogramTask):
                 key, value_D = bytes(32), self._histograms.contribution(work, task.session)
+            elif isinstance(work, EvaluationTask):
+                key, value_D = bytes(32), self._evaluations.contribution(work, task.session)
             else:
                 self._check(work)
                 key, value_D = self._randomness(work.round).rounding_key, self._contribution(work, shared)
@@ -250,8 +257,7 @@ class Worker(UserData):
             ProtocolError: naming what does not hold; nothing is written then.
         """
         with self._alone():
-            events = () if task.run_id in self._joined else self._ledger.events()
-            if task.run_id not in self._joined and all(event.run_id != task.run_id for event in events):
+            if not self.took_part(task.run_id):
                 raise ProtocolError(f"a model of run {task.run_id!r:.40}: this partner took no part in it")
             self._received.keep(task.run_id, self._layout(), task.files)
 
@@ -266,16 +272,22 @@ class Worker(UserData):
             raise ProtocolError("this partner gives nothing unmasked (its aggregation.method is secure)")
 
     def _require_affordable(self, task: AdvertiseTask) -> None:
-        if task.session.round == 0 and self.config.model.item_rates == "private":
-            self._histograms.require_affordable(task.session)
+        if task.session.round == 0:
+            self._require_affordable_histogram(task.session)
         session, sent = task.session, SentFile(Path(self.config.state), task.session.run_id)
         sent.require_kept(session.round)
         if task.local_steps == 0 or sent.last_round == session.round:  # nothing to pay, or paid already
             return
         self._require_steps(task.local_steps)
         event = self._event(session, task.local_steps)
-        if self._budget.affordable_rounds(event) == 0:
+        if self._budget.affordable_rounds(event, self._evaluations.room(session.run_id)) == 0:
             raise BudgetExhausted(f"round {session.round}: {task.local_steps} more steps do not fit the budget")
+
+    def _require_affordable_histogram(self, session: SessionId) -> None:
+        if self.config.evaluation.by_partners and evaluated_in(session.run_id):
+            self._evaluations.require_affordable(session)
+        elif self.config.model.item_rates == "private":
+            self._histograms.require_affordable(session)
 
     def _require_complete(self, task: ShareTask) -> None:
         """With neighbours a hostile server can open smaller sums than this partner's part of the noise is sized for."""
@@ -298,7 +310,15 @@ class Worker(UserData):
     def _contribution(self, task: TrainTask, shared: bytes) -> NDArray[Any]:
         """Returns the update of this round: what was sent before, or a reserved, trained and persisted new one."""
         sent = SentFile(Path(self.config.state), task.run_id)
-        return charged_once(task, shared, sent, self._budget, lambda: self._event_of(task), lambda: self._train(task))
+        return charged_once(
+            task,
+            shared,
+            sent,
+            self._budget,
+            lambda: self._event_of(task),
+            lambda: self._train(task),
+            self._evaluations.room(task.run_id),
+        )
 
     def _event_of(self, task: TrainTask) -> DpEvent:
         if self._labels:
@@ -312,6 +332,9 @@ class Worker(UserData):
 
     def _check(self, task: TrainTask) -> None:
         self._require_steps(task.plan.local_steps)
+        self._require_layout(task)
+
+    def _require_layout(self, task: TrainTask | EvaluationTask) -> None:
         own = self._layout()
         if task.fingerprint != own:
             raise ProtocolError(
@@ -349,12 +372,29 @@ class Worker(UserData):
             unit=privacy.unit,
         )
         given = noised_step(
-            self._model(), task.model_D, self._data, step, self._randomness(task.round), self._count_noise_alone
+            self._model(), task.model_D, self._data, step, self._randomness(task.round), self.count_failure
         )
         return given.sum_D
 
-    def _count_noise_alone(self) -> None:
+    def count_failure(self) -> None:
+        """Counts a time in which this partner gave its noise alone, as it could not read or use its rows."""
         self.noise_alone += 1
+
+    def loaded(self, task: EvaluationTask) -> ClickModel:
+        """Returns the model that is to be evaluated, in this partner's own layout."""
+        self._require_layout(task)
+        return self._model()
+
+    def took_part(self, run_id: str) -> bool:
+        """Returns whether this partner joined a run, or its ledger knows it."""
+        return run_id in self._joined or any(event.run_id == run_id for event in self._ledger.events())
+
+    def flipped_labels(self) -> str:
+        """Returns which flipped labels the log has, once all of it was read; empty where none are flipped."""
+        if not self._labels:
+            return ""
+        self._log()
+        return self._labels.identity()
 
     def _randomness(self, round_number: int) -> Randomness:
         return Randomness(self.config.privacy.fixed_seed, self.config.name, round_number)
@@ -369,12 +409,20 @@ class Worker(UserData):
         )
         return found_2I
 
+    def _shared_of(self, work: Work) -> bytes:
+        if isinstance(work, HistogramTask):
+            return self._histograms.shared
+        return self._evaluations.shared if isinstance(work, EvaluationTask) else self._shared_hash()
+
     def _shared_hash(self) -> bytes:
+        return shared_hash(self.told(), self.config.privacy, self.config.noise_shares)
+
+    def told(self) -> bytes:
+        """Returns the hash of the item counts, or of the statistics, that features are made with; empty for neither."""
         counts, release = self._known_counts(), self._known_release()
-        told = b"" if counts is None else counts_hash(counts)
         if release is not None:
-            told = release_hash(release)
-        return shared_hash(told, self.config.privacy, self.config.noise_shares)
+            return release_hash(release)
+        return b"" if counts is None else counts_hash(counts)
 
     def _layout(self) -> str:
         return layout_fingerprint(self._model(), self._pretrained.fingerprint, self.config.model)
@@ -383,11 +431,11 @@ class Worker(UserData):
         return thread_model(self.config.model, self._pretrained, 2 if self._has_purchases else 1)
 
 
-def _require_one_task(task: MaskTask, work: TrainTask | StatisticsTask | HistogramTask, whole_numbers: bool) -> None:
+def _require_one_task(task: MaskTask, work: Work, whole_numbers: bool) -> None:
     """Refuses a masking task and a piece of work that are not of one round."""
     session = task.session
-    if isinstance(work, HistogramTask):
-        same = (work.run_id, work.round, work.catalogue.length) == (session.run_id, session.round, task.length)
+    if isinstance(work, HistogramTask | EvaluationTask):
+        same = (work.run_id, work.round, work.length) == (session.run_id, session.round, task.length)
         if not same or task.clip != 0:
             raise ProtocolError("run, round, length or update_bound differ between masking and histogram")
         return

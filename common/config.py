@@ -148,6 +148,11 @@ class PrivacyConfig:
     statistics_epsilon: Annotated[float, Field(gt=0, lt=1000)] | None = None
     statistics_clip: Annotated[float, Field(gt=0, le=1000)] = 0.75  # L2 bound on one user's vector, in rows
     statistics_every: Annotated[int, Field(ge=0, le=10**6)] = 0  # rounds between histograms; 0 = one, before round 1
+    # evaluation.at = "partners": the noised histogram of scores. Over its clip; unset = for evaluation_epsilon, which
+    # all of a run's may cost by themselves; unset = a quarter of epsilon.
+    evaluation_noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None
+    evaluation_epsilon: Annotated[float, Field(gt=0, lt=1000)] | None = None
+    evaluation_clip: Annotated[float, Field(gt=0, le=1000)] = 2.0  # L2 bound on one user's vector, in rows
     # Mode label: of one click label, which is kept with probability e^epsilon / (1 + e^epsilon); unset = epsilon.
     label_epsilon: Annotated[float, Field(gt=0, le=20)] | None = None
     fixed_seed: Seed | None = None  # tests and reproducible simulations only: whoever knows it can remove the noise
@@ -229,6 +234,28 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class EvaluationConfig:
+    """Whether partners evaluate too, on rows that they hold out; public, and the same at all of them."""
+
+    # partners = each holds rows out, on which nothing is ever trained; of their scores a noised, summed histogram is
+    # all that leaves (privacy.evaluation_*). server = the operator's own held-out clicks alone
+    at: Literal["server", "partners"] = "server"
+    # Rows at or after this moment are held out (Unix seconds), or all rows of a share of users; both set = those users'
+    # rows since, while other users' earlier ones train. Unset = what a simulation's data.split does.
+    from_time: Annotated[int, Field(ge=0, lt=253_402_300_800)] | None = None
+    user_share: Share | None = None
+    key: Annotated[str, Field(max_length=200)] = ""  # of the hash that draws these users: another draws others
+    bins: Annotated[int, Field(ge=8, le=1024)] = 32  # of the histogram, clicked and not: AUC has ties within one
+    max_rows: Annotated[int, Field(ge=1, le=4096)] = 16  # of a user, the latest that are held out
+    releases: Annotated[int, Field(ge=1, le=1000)] = 1  # of a run; the last is of the final model
+
+    @property
+    def by_partners(self) -> bool:
+        """Whether partners hold rows out."""
+        return self.at == "partners"
+
+
+@dataclass(frozen=True, config=STRICT)
 class SimulationConfig:
     """Faults that a simulation plays at its partners; nothing of it reaches a deployed one."""
 
@@ -278,6 +305,7 @@ class Config:
     privacy: PrivacyConfig = Field(default_factory=PrivacyConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     simulation: SimulationConfig = Field(default_factory=SimulationConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from common.secagg.graph import MOST_COMPLETE
 
 if TYPE_CHECKING:  # `Config` calls this while it is made
-    from common.config import AggregationConfig, Config, ModelConfig, PrivacyConfig, SimulationConfig
+    from common.config import AggregationConfig, Config, EvaluationConfig, ModelConfig, PrivacyConfig, SimulationConfig
 
 MOST_LABEL_EPSILON = 20.0
 
@@ -23,6 +23,7 @@ def contradictions(config: "Config") -> list[str]:
     problems += tuning_checks(config.model)
     problems += item_rate_checks(config.model.item_rates, privacy, config.aggregation.method)
     problems += label_checks(privacy)
+    problems += [*evaluation_checks(config.evaluation, config.aggregation.method), *_schedule_checks(config)]
     if privacy.mode == "label" and data.source == "generated" and data.generator.purchase_rate > 0:
         problems.append(
             f'data.generator.purchase_rate = {data.generator.purchase_rate:g}: must be 0 with privacy.mode = "label",'
@@ -118,6 +119,41 @@ def label_checks(privacy: "PrivacyConfig") -> list[str]:
     return problems
 
 
+def evaluation_checks(evaluation: "EvaluationConfig", method: str) -> list[str]:
+    """Returns what evaluation at the partners asks of the rest, in a run's file and in a partner's own.
+
+    Args:
+        evaluation: the evaluation table.
+        method: `aggregation.method`.
+    """
+    if evaluation.by_partners and method != "secure":
+        return ['evaluation.at = "partners": needs aggregation.method = "secure"; the server may see sums alone']
+    if evaluation.by_partners:
+        return []
+    return [
+        f'evaluation.{key} = {value!r}: holds nothing out with evaluation.at = "server"; set it to "partners", or take'
+        " the line out"
+        for key in ("from_time", "user_share")
+        if (value := getattr(evaluation, key)) is not None
+    ]
+
+
+def _schedule_checks(config: "Config") -> list[str]:
+    """Returns what evaluation at the partners asks of the course of a run."""
+    evaluation, partners, problems = config.evaluation, config.data.partners, []
+    if evaluation.by_partners and evaluation.releases > config.round.num_rounds:
+        problems.append(
+            f"evaluation.releases = {evaluation.releases}: at most one a round, round.num_rounds ="
+            f" {config.round.num_rounds}"
+        )
+    if evaluation.by_partners and config.privacy.mode == "distributed" and partners > MOST_COMPLETE:
+        problems.append(
+            f'evaluation.at = "partners" with privacy.mode = "distributed" and {partners} partners: all are in one sum,'
+            f" at most {MOST_COMPLETE}; lower data.partners"
+        )
+    return problems
+
+
 def _distributed_checks(config: "Config") -> list[str]:
     """Returns what shared noise asks of the rest of a configuration."""
     problems: list[str] = []
@@ -178,6 +214,11 @@ def _course_checks(config: "Config") -> list[str]:
             f"server.patience = {server.patience} with privacy.statistics_every = {config.privacy.statistics_every}:"
             " the best model would be kept beside statistics of later rounds, which it was not trained with; set one"
             " of them to 0"
+        )
+    if server.averaging != "none" and config.model.tune == "adalora":
+        problems.append(
+            f'server.averaging = "{server.averaging}" with model.tune = "adalora": a mean of products is no product of'
+            ' the ranks that were allocated; set server.averaging to "none", or tune with "lora"'
         )
     if server.averaging == "tail" and math.floor(server.averaging_from * config.round.num_rounds) + 1 == (
         config.round.num_rounds

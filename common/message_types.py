@@ -8,6 +8,7 @@ QUERY_STATISTICS = "query.statistics"
 QUERY_CATALOGUE = "query.catalogue"
 QUERY_HISTOGRAM = "query.histogram"
 QUERY_RELEASE = "query.release"
+QUERY_EVALUATE = "query.evaluate"
 QUERY_ADVERTISE = "query.advertise"
 QUERY_REVEAL = "query.reveal"
 QUERY_SHARE = "query.share"
@@ -25,6 +26,7 @@ MESSAGE_TYPES = (
     QUERY_CATALOGUE,
     QUERY_HISTOGRAM,
     QUERY_RELEASE,
+    QUERY_EVALUATE,
     QUERY_ADVERTISE,
     QUERY_REVEAL,
     QUERY_SHARE,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from common.config import Split
+from common.config import EvaluationConfig, Split
 from common.errors import DataError
 
 Bools = npt.NDArray[np.bool_]
@@ -29,6 +29,46 @@ class SplitRows:
     train_N: Bools
     test_N: Bools
     cut_time: int | None  # Unix seconds; test rows are at or after it. None for split "user"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is held out, by a public rule: a row's side depends on nothing but its own user and time.
+
+    Attributes:
+        from_time: Unix seconds; rows at or after it are held out; None = whatever their time.
+        user_share: of users, in (0, 1), whose rows are held out; None = of all users.
+        key: of the hash that draws these users.
+    """
+
+    from_time: int | None = None
+    user_share: float | None = None
+    key: str = ""
+
+    def sides(self, rows: pd.DataFrame) -> tuple[Bools, Bools]:
+        """Returns which rows are for training and which are held out; never both, and neither where both rules apply.
+
+        With both rules the later rows of the drawn users are held out and the earlier rows of the others train.
+        """
+        train_N = test_N = np.ones(len(rows), dtype=bool)
+        if self.user_share is not None:
+            held_N = self._drawn(rows["user"])
+            train_N, test_N = ~held_N, held_N
+        if self.from_time is not None:
+            later_N = rows["time"].to_numpy() >= self.from_time
+            train_N, test_N = train_N & ~later_N, test_N & later_N
+        return train_N, test_N
+
+    def _drawn(self, users: "pd.Series[str]") -> Bools:
+        codes_N, distinct = pd.factorize(users)
+        most = np.uint64(min(int((self.user_share or 0.0) * 2**64), 2**64 - 1))
+        held_U = stable_hash(distinct, f"split/{self.key}" if self.key else "split") < most
+        return np.asarray(held_U[codes_N])
+
+
+def rule_of(evaluation: EvaluationConfig) -> Rule:
+    """Returns what partners hold out."""
+    return Rule(evaluation.from_time, evaluation.user_share, evaluation.key)
 
 
 def stable_hash(names: Iterable[str], purpose: str) -> Words:
@@ -58,26 +98,13 @@ def split_rows(rows: pd.DataFrame, split: Split, test_share: float) -> SplitRows
     Raises:
         DataError: when training or test rows are none, or all, or none of them are clicked.
     """
-    train_N = test_N = np.ones(len(rows), dtype=bool)
-    cut_time = None
-    if split in ("user", "user_time"):
-        held_N = _held_out(rows["user"], test_share)
-        train_N, test_N = ~held_N, held_N
-    if split in ("time", "user_time"):
-        time_N = rows["time"].to_numpy()
-        cut_time = _cut(time_N, test_share)
-        train_N, test_N = train_N & (time_N < cut_time), test_N & (time_N >= cut_time)
+    cut_time = _cut(rows["time"].to_numpy(), test_share) if split in ("time", "user_time") else None
+    rule = Rule(cut_time, test_share if split in ("user", "user_time") else None)
+    train_N, test_N = rule.sides(rows)
     clicked_N = rows["clicked"].to_numpy() == 1
     for side, side_N in (("training", train_N), ("test", test_N)):
         _require_usable(clicked_N[side_N], side, split, test_share)
     return SplitRows(train_N=train_N, test_N=test_N, cut_time=cut_time)
-
-
-def _held_out(users: "pd.Series[str]", test_share: float) -> Bools:
-    """Returns which rows belong to test users."""
-    codes_N, distinct = pd.factorize(users)
-    held_U = stable_hash(distinct, "split") < np.uint64(min(int(test_share * 2**64), 2**64 - 1))
-    return np.asarray(held_U[codes_N])
 
 
 def _cut(time_N: npt.NDArray[np.int64], test_share: float) -> int:

@@ -23,7 +23,7 @@ from common.anchors import AnchorFile
 from common.calibration import Calibration
 from common.config import Config, fingerprint, load_config
 from common.contribution import LocalDelta, NoisedStep, RunningSum
-from common.errors import BudgetExhausted, CheckpointError, TooFewPartners
+from common.errors import BudgetExhausted, CheckpointError, ConfigError, TooFewPartners
 from common.lineage import Claim, RoundFacts
 from common.message_types import TRAIN_UPDATE
 from common.messages import TrainingPlan, TrainTask, counts_hash, shared_hash
@@ -46,7 +46,9 @@ from server.joining import anchored, fitting, join, say
 from server.journal import Journal
 from server.judging import judge
 from server.modelfolder import load_signing_key, save_model, vouch
+from server.noisysums import NoisySums
 from server.optimiser import ServerOptimiser
+from server.partnerevaluation import PartnerEvaluation, evaluate_after
 from server.ranks import with_ranks
 from server.round import collect_sum
 from server.secure import SecureAggregator
@@ -81,7 +83,7 @@ class Coordinator:
     key: Ed25519PrivateKey = field(repr=False)  # signs the final model
     model: ClickModel
     layout: str
-    heldout: HeldOut
+    heldout: HeldOut | None  # None = the operator has no clicks: partners alone evaluate
     optimiser: ServerOptimiser
     course: Course
     global_D: NDArray[np.float32]
@@ -91,8 +93,15 @@ class Coordinator:
     aggregator: SecureAggregator | None = None  # None = plain
     starts: int = 0  # how often the run's server was started before
     histograms: Histograms | None = None  # private statistics, where the model's features are made with them
+    evaluation: PartnerEvaluation | None = None  # histograms of scores, where partners evaluate
+    counts_told: bytes = b""  # hash of exact item counts, where features are made with them
     watch: Watch | None = None  # an audit's eyes
     trackers: Trackers = field(init=False, repr=False)
+
+    @property
+    def told(self) -> bytes:
+        """Hash of what partners were told to make features with."""
+        return self.histograms.shared if self.histograms else self.counts_told
 
     @property
     def kind(self) -> type[LocalDelta] | type[NoisedStep]:
@@ -123,12 +132,15 @@ def run(grid: Grid, folder: RunFolder, watch: Watch | None = None) -> None:
     for record in state.rounds:
         state.trackers.round(record)
     say("begun", f"{len(state.nodes)} partners joined", partners=len(state.nodes), round=state.round)
+    _at_partners(state)  # where a start before ended at that
     stopped: BudgetExhausted | None = None
     while state.round < config.round.num_rounds and stopped is None and not state.course.done:
         try:
             _run_round(grid, state)
         except BudgetExhausted as error:
             stopped = error
+    refused = _at_partners(state, last=True)
+    stopped = stopped or refused
     _finish(grid, state, pretrained, time.monotonic() - started, stopped)
     if stopped:
         raise stopped
@@ -161,12 +173,21 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     counts = item_counts(grid, config, folder, run_id, nodes, aggregator) if exact else None
     if aggregator and counts is not None:
         aggregator.shared = shared_hash(counts_hash(counts), config.privacy, noise_shares(config))
+    told = b"" if counts is None else counts_hash(counts)
     declared = {partner: reply.declared_users for partner, reply in replies.items()}
-    histograms = None
+    histograms, evaluation, users = None, None, sum(declared.values())
     if config.model.item_rates == "private":
-        histograms = Histograms(grid, config, folder, run_id, nodes, roster, starts, sum(declared.values()))
-    heldout = load_heldout(folder.central, config.model, pretrained, counts, histograms.rates if histograms else None)
-    require_halves(heldout, config.server)
+        histograms = Histograms(grid, config, folder, run_id, nodes, roster, starts, users)
+    if config.evaluation.by_partners:
+        sums = NoisySums(grid, config, folder, run_id, nodes, roster, starts, "evaluation")
+        evaluation = PartnerEvaluation(sums, config, folder, run_id, layout, users)
+    heldout = None
+    if folder.central.exists() or not evaluation:
+        rates = histograms.rates if histograms else None
+        heldout = load_heldout(folder.central, config.model, pretrained, counts, rates)
+        require_halves(heldout, config.server)
+    else:
+        _require_nothing_central(config)
     optimiser = ServerOptimiser(config.server, num_trainable(model), learning_rates(model))
     weights = {partner: roster.member(roster.number(partner)).weight for partner in nodes}
     state = Coordinator(
@@ -187,6 +208,8 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         aggregator=aggregator,
         starts=starts,
         histograms=histograms,
+        evaluation=evaluation,
+        counts_told=told,
     )
     if saved:
         optimiser.load_state(saved.optimiser)
@@ -195,6 +218,17 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
         state.exhausted = set(saved.exhausted)
     _checkpoint(state)  # fixes run id and start before anything is asked of a partner's budget
     return state
+
+
+def _require_nothing_central(config: Config) -> None:
+    """Refuses settings that need clicks of the operator's own, where there are none."""
+    server = config.server
+    for key, unused in (("patience", 0), ("calibration", "none"), ("next_item_clicks", 0)):
+        if (value := getattr(server, key)) != unused:
+            raise ConfigError(
+                f"server.{key} = {value}: needs held-out clicks of the operator's own, and there are none; set it to"
+                f" {unused!r}, or name clicks in server.toml"
+            )
 
 
 def _run_round(grid: Grid, state: Coordinator) -> None:
@@ -222,7 +256,8 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
     except TooFewPartners as error:
         record["error"] = str(error)
     trained = time.monotonic()
-    if number % config.server.evaluate_every == 0 or number == config.round.num_rounds:
+    scored = number % config.server.evaluate_every == 0 or number == config.round.num_rounds
+    if scored and state.heldout:
         write_vector(state.model, state.course.model(state.global_D))
         heldout = seen_each_round(state.heldout, config.server)
         record |= round_figures(score(state.model, heldout), heldout, config.server, config.round.seed)
@@ -234,7 +269,14 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
     state.trackers.round(record)
     if state.aggregator:
         state.aggregator.journal.end()  # shares of a round that is over are kept no longer
+    _at_partners(state)
     say("round", f"round {number}", **record)
+
+
+def _at_partners(state: Coordinator, *, last: bool = False) -> BudgetExhausted | None:
+    """Has partners evaluate the model that the run would end with now, where that is due."""
+    kept_D = state.course.chosen(state.global_D)
+    return evaluate_after(state.evaluation, state.rounds, kept_D, state.told, last=last)
 
 
 def _prepare_statistics(state: Coordinator, number: int) -> None:
@@ -242,10 +284,10 @@ def _prepare_statistics(state: Coordinator, number: int) -> None:
     histograms, config = state.histograms, state.config
     if histograms is None or state.aggregator is None:
         return
-    if histograms.prepare(number):
+    if histograms.prepare(number) and state.heldout:
         pretrained = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
         state.heldout = load_heldout(state.folder.central, config.model, pretrained, item_rates=histograms.rates)
-    state.aggregator.shared = shared_hash(histograms.shared, config.privacy, noise_shares(config))
+    state.aggregator.shared = shared_hash(state.told, config.privacy, noise_shares(config))
 
 
 def _collect_secure(
@@ -332,12 +374,17 @@ def _finish(
 ) -> None:
     """Writes, signs and delivers the final model, and writes the server's part of metrics.json."""
     write_vector(state.model, state.course.chosen(state.global_D))
-    judged = judge(state.model, state.heldout, state.config, state.course.facts(state.round))
-    score_N, final = judged.score_N, judged.figures
+    final: dict[str, Any] = {}
+    calibration = None
+    if state.heldout:
+        judged = judge(state.model, state.heldout, state.config, state.course.facts(state.round))
+        final, calibration = judged.figures, judged.calibration
+        np.save(state.folder.root / "scores.npy", judged.score_N)
+    if state.evaluation and state.rounds:
+        final["partners"] = state.rounds[-1]["partners"]
     final["rounds"] = state.round
     claim = _claim(state)
-    final["delivered"] = _hand_out(grid, state, pretrained, claim, judged.calibration)
-    np.save(state.folder.root / "scores.npy", score_N)
+    final["delivered"] = _hand_out(grid, state, pretrained, claim, calibration)
     timings = {
         "train_seconds": sum(record["timings"]["train_seconds"] for record in state.rounds),
         "evaluate_seconds": sum(record["timings"]["evaluate_seconds"] for record in state.rounds),
@@ -351,14 +398,19 @@ def _finish(
         "final": final,
         "privacy": asdict(claim) | {"budget": state.config.privacy.epsilon, "assumption": claim.basis},
         "timings": timings,
-        "statistics": state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items}
-        if state.histograms
-        else None,
+        "statistics": _of_statistics(state),
         "stopped": str(stopped) if stopped else None,
     }
     write_json(state.folder.metrics, metrics)
     state.trackers.finish(metrics)
-    say("finished", "final model saved", round=state.round, auc=final["auc"])
+    say("finished", "final model saved", round=state.round, auc=final.get("auc"))
+
+
+def _of_statistics(state: Coordinator) -> dict[str, Any] | None:
+    """Returns what metrics.json says of private statistics; None where there are none."""
+    if state.histograms is None:
+        return None
+    return state.histograms.facts() | {"unknown_rows": state.heldout.unknown_items if state.heldout else None}
 
 
 def _claim(state: Coordinator) -> Claim:

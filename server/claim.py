@@ -7,9 +7,10 @@ from common.config import Config
 from common.lineage import Claim
 from common.noise_shares import noise_shares
 from common.privacy.events import DpEvent
-from common.privacy.releases import label_event, statistics_event, training_event
+from common.privacy.releases import evaluation_event, label_event, statistics_event, training_event
 from common.privacy.statement import privacy_statement
-from common.schedule import num_releases, run_of_release
+from common.schedule import num_releases, rounds_evaluated, run_of_evaluation, run_of_release
+from common.scorehistogram import terms_of
 from common.secagg.wire import SessionId
 from server.cohort import draw_cohort
 
@@ -91,4 +92,16 @@ def _events(config: Config, run_id: str, rounds: int, asked: int) -> list[DpEven
     return [
         *(training_event(privacy, shares, session, config.round.local_steps) for session in sessions),
         *(statistics_event(privacy, shares, session) for session in statistics),
+        *_evaluations(config, run_id, asked),
     ]
+
+
+def _evaluations(config: Config, run_id: str, asked: int) -> list[DpEvent]:
+    """Returns the histograms of scores of a run that had so many rounds: the last one has one, whatever was planned."""
+    if not config.evaluation.by_partners:
+        return []
+    due = rounds_evaluated(config.round.num_rounds, config.evaluation.releases)
+    after = {number for number in due if number <= asked} | {asked} if asked else set()
+    clip = terms_of(config.evaluation, config.privacy, config.model.prior_click_rate).clip
+    sessions = [SessionId(run_of_evaluation(run_id, number), 0, 0) for number in sorted(after)]
+    return [evaluation_event(config.privacy, clip, noise_shares(config), session, "") for session in sessions]

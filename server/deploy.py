@@ -76,8 +76,9 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(metrics: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Says how the run ended."""
     final = metrics["final"]
-    auc = "undefined" if final["auc"] is None else f"{final['auc']:.4f}"
-    _say(f"{final['rounds']} rounds, AUC {auc}; report.html, model/ and metrics.json are in the run folder")
+    found = {"AUC": final.get("auc"), "AUC at the partners": final.get("partners", {}).get("auc")}
+    known = [f"{name} {value:.4f}" for name, value in found.items() if value is not None] or ["AUC undefined"]
+    _say(f"{final['rounds']} rounds, {', '.join(known)}; report.html, model/ and metrics.json are in the run folder")
 
 
 def prepare_folder(deployment: ServerDeployment) -> RunFolder:
@@ -100,18 +101,35 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
                 )
         link_signing_key(folder, Path(deployment.signing_key))
         return folder
-    card = load_card(Path(deployment.card))
-    log_read = read_clicks(Path(deployment.clicks), card, sensitive=True)
-    _say_sensitive(card, log_read)
     folder.root.mkdir(parents=True, exist_ok=True)
-    marked = mark_sampling(central_rows(log_read, config.data), card.click.unclicked_kept)
-    marked.to_parquet(folder.central, index=False)
+    _bring_central(deployment, config, folder)
     _copy_catalogue(deployment, config, folder)
     shutil.copyfile(roster, folder.roster)
     folder.audit.touch(mode=0o600)
     link_signing_key(folder, Path(deployment.signing_key))
     write_atomically(folder.config, text.encode())  # last: the folder is whole once it is there
     return folder
+
+
+def _bring_central(deployment: ServerDeployment, config: Config, folder: RunFolder) -> None:
+    """Puts the held-out clicks of the central evaluation into the run folder; without any, partners must evaluate.
+
+    Raises:
+        ConfigError: where none are named, and nobody else evaluates; or none of their data card.
+        DataError: where they cannot be read.
+    """
+    if not deployment.clicks and config.evaluation.by_partners:
+        return
+    if not (deployment.clicks and deployment.card):
+        raise ConfigError(
+            "clicks or card is unset in server.toml: name the held-out clicks of the central evaluation and their data"
+            ' card, or have partners evaluate (evaluation.at = "partners" in run.toml)'
+        )
+    card = load_card(Path(deployment.card))
+    log_read = read_clicks(Path(deployment.clicks), card, sensitive=True)
+    _say_sensitive(card, log_read)
+    marked = mark_sampling(central_rows(log_read, config.data), card.click.unclicked_kept)
+    marked.to_parquet(folder.central, index=False)
 
 
 def _copy_catalogue(deployment: ServerDeployment, config: Config, folder: RunFolder) -> None:

@@ -20,8 +20,8 @@ _PATHS = (
 class ServerDeployment:
     """What the coordinator of a deployment is made of; relative paths are taken from the file's folder."""
 
-    clicks: str  # held-out clicks of the central evaluation, CSV or Parquet; no partner's
-    card: str  # data card of these clicks
+    clicks: str = ""  # held-out clicks of the central evaluation, CSV or Parquet; no partner's; unset = there are none
+    card: str = ""  # data card of these clicks
     catalogue: str = ""  # JSON, item -> category: the public list of items that model.item_rates needs
     config: str = "run.toml"  # the run's configuration
     roster: str = "roster.toml"  # the same at every partner

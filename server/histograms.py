@@ -5,34 +5,25 @@ with it: a release that was begun is never asked for a second time under another
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.serverapp import Grid
 
-from common.anchors import AnchorFile
 from common.config import Config
 from common.errors import BudgetExhausted, ConfigError, HushclickError, TooFewPartners
 from common.histogram import Catalogue, Terms
-from common.histogram_messages import LEAST_GRID_BITS, HistogramTask, ReleaseTask, terms_hash
+from common.histogram_messages import HistogramTask, ReleaseTask, terms_hash
 from common.itemrates import ItemRates, Release, parse_release, release_hash
 from common.message_types import QUERY_RELEASE
 from common.noise_shares import noise_shares
 from common.runfolder import RunFolder, write_atomically
 from common.schedule import first_round, release_due, run_of_release
-from common.secagg.parameters import RING
 from common.secagg.roster import Roster
 from server.joining import say, take_nothing
-from server.journal import Journal
+from server.noisysums import NoisySums, grid_bits
 from server.round import exchange
-from server.secure import SecureAggregator
-from server.sums import Collected, total_of
-
-_TRIES = 3  # of one start of the server, at one release
-_NOISE_DEVIATIONS = 12.0  # that the ring keeps free for noise
 
 
 class Histograms:
@@ -61,7 +52,8 @@ class Histograms:
         declared: int,
     ) -> None:
         self._grid, self._config, self._folder, self._run_id = grid, config, folder, run_id
-        self._nodes, self._roster, self._starts, self._declared = nodes, roster, starts, declared
+        self._nodes, self._declared = nodes, declared
+        self._sums = NoisySums(grid, config, folder, run_id, nodes, roster, starts, "statistics")
         self._catalogue = read_catalogue(folder.catalogue)
         self._untold: set[str] = set()
         self.number = -1
@@ -116,7 +108,7 @@ class Histograms:
             say("statistics", f"release {number + 1} of the statistics failed, the one before stays: {error}")
             return False
         write_atomically(self._home / f"release-{number:06d}.json", release.to_bytes())
-        self._journal(number).end()
+        self._sums.end(self._journal(number))
         self._take(release)
         return True
 
@@ -136,73 +128,29 @@ class Histograms:
             say("statistics", f"{names[node]} has not taken release {self.number + 1} of the statistics: {reason}")
 
     def _collect(self, number: int) -> Release:
-        """Returns a release: of a sum that a server before this one had all but finished, or of a new one."""
         config, privacy = self._config, self._config.privacy
         bits = grid_bits(privacy.grid_bits, self._declared, self._deviation(len(self._nodes)))
         task = HistogramTask(run_of_release(self._run_id, number), number, bits, self._catalogue)
-        collected = self._sum(task)
-        AnchorFile(self._folder.anchors).append(self._run_id, first_round(config, number) - 1, collected.anchors)
-        if not collected.sums and len(self._nodes) - len(collected.exhausted) < config.aggregation.min_partners:
-            raise BudgetExhausted(
-                f"statistics: {len(collected.exhausted)} of {len(self._nodes)} partners have no budget left for them"
-            )
-        try:
-            sums_2B = total_of(collected, config.aggregation.min_partners).astype(np.int64).reshape(2, -1)
-        except TooFewPartners as error:
-            failures = "; ".join(sorted(set(collected.failures.values()))[:3])
-            raise TooFewPartners(f"statistics: {error}{f' ({failures})' if failures else ''}") from None
-        deviation = self._deviation(collected.sums[0].count)
+        shared = terms_hash(config.model, privacy, noise_shares(config))
+        summed = self._sums.collect(task, shared, self._journal(number), first_round(config, number) - 1)
         return Release(
             number,
             self._catalogue,
             Terms(config.model.prior_click_rate, privacy.statistics_clip),
             2**bits,
-            sums_2B,
-            deviation,
+            summed.sum_D.reshape(2, -1),
+            self._deviation(summed.count),
         )
-
-    def _sum(self, task: HistogramTask) -> Collected:
-        config, journal = self._config, self._journal(task.number)
-        numbers = {self._roster.number(partner): node for partner, node in self._nodes.items()}
-        shared = terms_hash(config.model, config.privacy, noise_shares(config))
-        aggregator = SecureAggregator(
-            self._grid, config.aggregation, self._roster, numbers, task.run_id, self._starts, journal, shared, True
-        )
-        collected = aggregator.finish_journal(0)
-        for _ in range(_TRIES):
-            if collected is not None and (collected.sums or collected.exhausted):
-                break
-            collected = aggregator.collect(0, list(self._nodes), lambda *_: task, task.catalogue.length, local_steps=0)
-        return collected or Collected()
 
     def _deviation(self, contributors: int) -> float:
-        """Returns the deviation of the noise in a sum over so many partners, over the clip: each adds one part."""
-        noise = self._config.privacy.statistics_noise_multiplier or 0.0
-        return noise * math.sqrt(contributors / noise_shares(self._config))
+        return self._sums.deviation(self._config.privacy.statistics_noise_multiplier, contributors)
 
-    def _journal(self, number: int) -> Journal:
-        home = self._home / f"unmask-{number:06d}"
-        home.mkdir(parents=True, exist_ok=True)
-        return Journal(home)
+    def _journal(self, number: int) -> Path:
+        return self._home / f"unmask-{number:06d}"
 
     @property
     def _home(self) -> Path:
         return self._folder.root / "statistics"
-
-
-def grid_bits(most: int, users: int, deviation: float) -> int:
-    """Returns the bits of the grid with which a sum over so many users cannot wrap, whatever they click.
-
-    Over half a million users there is none so fine; the least is then used, with which a sum could wrap only if an
-    item had half a million clips more of clicks than not, or the other way round.
-
-    Args:
-        most: `privacy.grid_bits`.
-        users: that are declared; real ones may be a few more.
-        deviation: of the noise, over the clip.
-    """
-    clips = 1.1 * users + _NOISE_DEVIATIONS * deviation
-    return max(LEAST_GRID_BITS, min(most, math.floor(math.log2(RING / 2 / clips))))
 
 
 def read_catalogue(path: Path) -> Catalogue:

@@ -16,7 +16,15 @@ from plotly.offline import get_plotlyjs
 
 from common.errors import HushclickError
 from common.runfolder import RunFolder, write_atomically
-from server import report_behaviour, report_course, report_figures, report_privacy, report_slices, report_tables
+from server import (
+    report_behaviour,
+    report_course,
+    report_figures,
+    report_partners,
+    report_privacy,
+    report_slices,
+    report_tables,
+)
 from server.report_numbers import (
     MISSING,
     Json,
@@ -95,6 +103,7 @@ def build_report(metrics: Mapping[str, Any], config_toml: str) -> str:
         tables=_tables(metrics),
         course=report_behaviour.course_lines(final),
         calibration_figures=[(name, figure(final.get(key))) for key, name in _CALIBRATION_FIGURES],
+        not_at_partners=report_partners.why_not(metrics),
         has_floors=bool(table(metrics, "floors")),
         none_dropped=table(metrics, "data").get("rows_dropped") == {},
         odds=report_privacy.odds(privacy),
@@ -123,6 +132,8 @@ def _tables(metrics: Json) -> dict[str, Any]:
         "purchase": report_behaviour.purchase_table(final),
         "next_item": report_behaviour.next_item_table(final),
         "calibrated": report_behaviour.calibrated_table(final),
+        "at_partners": report_partners.partners_table(metrics),
+        "at_partners_by_round": report_partners.course_table(metrics),
         "slices": report_slices.slice_tables(final),
         "gaps": report_slices.gaps_table(final),
         "privacy": report_privacy.privacy_table(privacy),
@@ -152,12 +163,15 @@ def summary(metrics: Json) -> list[str]:
     declared = number(data.get("declared_users"))  # a deployment's server knows what partners publish, and no more
     users = count(data.get("users"), "user") if declared is None else f"{count(declared, 'user')} by their own account"
     who = f"over {count(data.get('partners'), 'partner')} with {users}"
-    if number(final.get("auc")) is None:
+    if number(final.get("auc")) is None and report_partners.certain(table(final, "partners")):
+        start = f"After {count(final.get('rounds'), 'round')} {who}, evaluated at the partners alone."
+    elif number(final.get("auc")) is None:
         start = f"No final AUC is recorded for this run {who}: it may not have finished."
     else:
         start = f"After {count(final.get('rounds'), 'round')} {who}, {_goodness(final)}."
     floors = _against_floors(table(metrics, "floors"))
-    return [start, *floors, f"Privacy: {report_privacy.price(table(metrics, 'privacy'))}"]
+    at_partners = [said] if (said := report_partners.sentence(metrics)) else []
+    return [start, *floors, *at_partners, f"Privacy: {report_privacy.price(table(metrics, 'privacy'))}"]
 
 
 def _goodness(final: Json) -> str:

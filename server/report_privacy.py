@@ -72,7 +72,8 @@ def privacy_table(privacy: Json) -> Table:
         ("Sampling rate (q)", significant(privacy.get("sampling_rate")), "chance of a user to join a step"),
         ("Clip", significant(privacy.get("clip")), "largest length (L2 norm) of one unit's gradient"),
         ("Steps", whole(privacy.get("steps")), "noised steps at a partner, all rounds together"),
-        *_of_the_statistics(table(privacy, "statistics")),
+        *_of_histograms(table(privacy, "statistics"), "Private statistics", "noised clicks and impressions per item"),
+        *_of_histograms(table(privacy, "evaluation"), "Evaluation at the partners", "noised histograms of scores"),
         *_of_the_sum(privacy),
         ("Noise from a fixed seed", seed[fixed] if isinstance(fixed, bool) else "", "must be no outside of tests"),
         ("Assumption", text(privacy.get("assumption")), "where it fails, such a unit's epsilons add up"),
@@ -108,17 +109,18 @@ def _of_the_sum(privacy: Json) -> list[tuple[str, str, str]]:
     return [("Chance of a wrapped coordinate", f"{found:.0e}" if found >= 1e-300 else "under 1e-300", meaning)]
 
 
-def _of_the_statistics(found: Json) -> list[tuple[str, str, str]]:
-    """Returns, where item rates come from private statistics, what these alone cost and with what noise."""
+def _of_histograms(found: Json, name: str, what: str) -> list[tuple[str, str, str]]:
+    """Returns, where histograms of a kind were released, what these alone cost and with what noise."""
     if not found:
         return []
+    clip = found.get("clip")
     alone = f"epsilon {epsilon(found.get('epsilon'))}, in the epsilon above"
     noise = f"noise multiplier {significant(found.get('noise_multiplier'))} over a clip of"
     return [
         (
-            f"Private statistics, {whole(found.get('releases'))} releases",
+            f"{name}, {whole(found.get('releases'))} releases",
             alone,
-            f"noised clicks and impressions per item; {noise} {significant(found.get('clip'))} rows",
+            f"{what}; {noise} {significant(clip)} rows" if clip else f"{what}, of flipped labels",
         )
     ]
 

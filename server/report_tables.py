@@ -45,7 +45,7 @@ _FLOOR_MEANINGS = {
     "local_only": "Every partner trains by itself; nothing is shared.",
     "pooled": "One central model on everybody's raw rows: what separation costs.",
 }
-_METRICS = (  # key, name, meaning
+METRIC_MEANINGS = (  # key, name, meaning
     (
         "auc",
         "AUC",
@@ -170,7 +170,7 @@ def figures_table(final: Json) -> Table:
     """Returns every metric of the final model with its meaning; those of slates only where there are slates."""
     rows = tuple(
         Row(name, (figure(final.get(key)), bounds(interval(final, key)), meaning))
-        for key, name, meaning in _METRICS
+        for key, name, meaning in METRIC_MEANINGS
         if key not in _SLATE_METRICS or key in final
     )
     heads = (*columns("Figure", "Value", "95 % interval"), *prose("Meaning"))

@@ -16,8 +16,8 @@ from flwr.serverapp import Grid
 
 from common.config import AggregationConfig
 from common.errors import ProtocolError, TooFewPartners
-from common.histogram_messages import HistogramTask
-from common.message_types import QUERY_CONFIRM, QUERY_HISTOGRAM, QUERY_MASK, QUERY_UNMASK, TRAIN_MASK
+from common.histogram_messages import EvaluationTask, HistogramTask
+from common.message_types import QUERY_CONFIRM, QUERY_EVALUATE, QUERY_HISTOGRAM, QUERY_MASK, QUERY_UNMASK, TRAIN_MASK
 from common.messages import StatisticsTask
 from common.secagg.coding import decode
 from common.secagg.parameters import bits_for
@@ -49,7 +49,7 @@ Opening = dict[Tally, Unmasking]
 
 
 class Work(Protocol):
-    """What a partner is asked to contribute: a `TrainTask`, a `StatisticsTask` or a `HistogramTask`."""
+    """What a partner is asked to contribute: a `TrainTask`, a `StatisticsTask`, or a histogram's task."""
 
     def to_record(self) -> RecordDict:
         """Returns it as a record."""
@@ -322,6 +322,8 @@ def _type_of(work: Work) -> str:
     """Returns the type of message that asks for a masked contribution of a kind."""
     if isinstance(work, HistogramTask):
         return QUERY_HISTOGRAM
+    if isinstance(work, EvaluationTask):
+        return QUERY_EVALUATE
     return QUERY_MASK if isinstance(work, StatisticsTask) else TRAIN_MASK
 
 

@@ -34,7 +34,7 @@ from common.privacy.plan import (
 )
 from common.privacy.views import VIEWS, bounds_of, bounds_with_noise, noise_left
 from common.runfolder import RunFolder, jsonable, write_json
-from common.schedule import statistics_cost, with_statistics_noise
+from common.schedule import histograms_cost, with_histogram_noise
 from common.secagg.parameters import RING
 from simulations.budget_plot import write_budget_plot
 from simulations.sizes import busiest, declared_users, trained_parameters
@@ -90,8 +90,11 @@ def make_setting(config: Config, users: Sequence[int], parameters: int) -> Setti
     privacy, cohort = config.privacy, config.round.partners_per_round or config.data.partners
     common = {"epsilon": privacy.epsilon, "delta": privacy.delta, "parameters": parameters}
     if config.model.item_rates == "private":
-        noise = with_statistics_noise(config).privacy.statistics_noise_multiplier
+        noise = with_histogram_noise(config).privacy.statistics_noise_multiplier
         common |= {"statistics_noise": noise or 0.0, "statistics_every": privacy.statistics_every}
+    if config.evaluation.by_partners:
+        noise = with_histogram_noise(config).privacy.evaluation_noise_multiplier
+        common |= {"evaluation_noise": noise or 0.0, "evaluations": config.evaluation.releases}
     if privacy.mode == "distributed":
         # Shares are sized for the fewest that can be left, so a full cohort's sum has more noise than is accounted.
         shares = noise_shares(config)
@@ -161,7 +164,7 @@ def _in_full(config: Config, choice: Choice, second_opinion: bool) -> dict[str, 
     """Returns one choice with what each adversary learns, and the second accountant's epsilon where it is wanted."""
     privacy = config.privacy
     found: dict[str, Any] = asdict(choice) | {"clip": privacy.clip, "views": _views(config, choice)}
-    composition = merge([(choice.sampling_rate, choice.noise_multiplier, choice.steps), *_statistics(config, choice)])
+    composition = merge([(choice.sampling_rate, choice.noise_multiplier, choice.steps), *_histograms(config, choice)])
     if privacy.unit == "impression":
         found["user_epsilon"] = user_epsilon(composition, privacy.max_impressions_per_user, privacy.delta)
     if second_opinion:
@@ -175,7 +178,7 @@ def _in_full(config: Config, choice: Choice, second_opinion: bool) -> dict[str, 
 def _views(config: Config, choice: Choice) -> dict[str, float]:
     """Returns the epsilon of the whole run by who learns."""
     shares = noise_shares(config)
-    groups = [(choice.sampling_rate, choice.noise_multiplier, choice.steps), *_statistics(config, choice)]
+    groups = [(choice.sampling_rate, choice.noise_multiplier, choice.steps), *_histograms(config, choice)]
     return {
         view: composed_epsilon(
             merge((rate, noise_left(noise, shares, view), steps) for rate, noise, steps in groups), config.privacy.delta
@@ -184,8 +187,10 @@ def _views(config: Config, choice: Choice) -> dict[str, float]:
     }
 
 
-def _statistics(config: Config, choice: Choice) -> Composition:
-    return statistics_cost(with_statistics_noise(config), choice.rounds)
+def _histograms(config: Config, choice: Choice) -> Composition:
+    """Returns what the histograms of a run of so many rounds release: its evaluations spread over all of these."""
+    longer = replace(config, round=replace(config.round, num_rounds=choice.rounds))
+    return histograms_cost(with_histogram_noise(longer), choice.rounds)
 
 
 def _configured(config: Config, asked: Choice) -> dict[str, Any] | None:
@@ -261,6 +266,7 @@ def _closing(result: dict[str, Any]) -> list[str]:
         f" {100 * (1 - NEAR_THE_BEST):.0f} % of the largest progress over noise, {_times(asked, best)}. The clip"
         " changes no epsilon: choose it on public or generated data.",
         *_of_statistics(result["setting"]),
+        *_of_evaluation(result["setting"]),
     ]
     for name, one in (("Asked", asked), ("Recommended", best)):
         lines += _adversaries(name, one) if result["setting"]["mode"] == "distributed" else []
@@ -298,6 +304,14 @@ def _of_statistics(setting: dict[str, Any]) -> list[str]:
         f"Private statistics are released {often}, with noise multiplier {noise:g}; epsilons are of both together (in"
         " lines that are neither asked nor recommended, to a few parts in a thousand)."
     ]
+
+
+def _of_evaluation(setting: dict[str, Any]) -> list[str]:
+    noise, count = setting["evaluation_noise"], setting["evaluations"]
+    if not noise:
+        return []
+    often = "once, after the last round" if count == 1 else f"{count} times over the run"
+    return [f"Partners evaluate the model {often}, with noise multiplier {noise:g}; it is in the epsilons as well."]
 
 
 def _times(asked: dict[str, Any], best: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from common.privacy.plan import Choice, Setting, with_statistics
+from common.privacy.plan import Choice, Setting, with_histograms
 from common.privacy.quick import quick_epsilon
 from common.runfolder import write_atomically
 
@@ -68,7 +68,7 @@ def _course(setting: Setting, choice: Choice, name: str) -> Any:
         for count in steps
     ]
     spent = [
-        with_statistics(epsilon, setting.delta, setting.statistics(round(share * choice.rounds)))
+        with_histograms(epsilon, setting.delta, setting.histograms(round(share * choice.rounds), choice.rounds))
         for share, epsilon in zip(shares, trained, strict=True)
     ]
     return go.Scatter(x=[share * choice.rounds for share in shares], y=spent, name=f"epsilon, {name}", mode="lines")

@@ -39,6 +39,7 @@ from common.metrics import evaluate_scores
 from common.model.click_model import build_model
 from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder
+from common.split import rule_of
 from common.textstates import encode_texts
 from common.vector import read_vector, write_vector
 from server.evaluation import HeldOut, intervals, load_heldout, score
@@ -76,7 +77,8 @@ def load_logs(config: Config, folder: RunFolder) -> Logs:
     parts = []
     for number in range(config.data.partners):
         rows = pd.read_parquet(folder.partner(number) / "clicks.parquet")
-        parts.append(rows.assign(partner=number))
+        trains_N, _ = rule_of(config.evaluation).sides(rows)  # the rest is what the partner holds out
+        parts.append(rows[trains_N].assign(partner=number))
     training = pd.concat(parts).sort_values(["user", "time"], kind="stable").reset_index(drop=True)
     counts = count_items(training)
     used, released = counts if config.model.item_rates == "exact" else None, folder.model / STATISTICS

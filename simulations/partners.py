@@ -12,7 +12,7 @@ Three partitions, all independent of the order of rows:
 Letters: N = rows, U = users, P = partners.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from common.clicks import ClickLog
-from common.config import DataConfig
-from common.errors import DataError
+from common.config import Config, DataConfig, Split
+from common.errors import ConfigError, DataError
 from common.runfolder import partner_name
 from common.sensitive import without_sensitive
 from common.split import SplitRows, split_rows, stable_hash
@@ -90,6 +90,45 @@ def build_partners(log: ClickLog, config: DataConfig) -> PartnerLogs:
         central=_central(rows, partner_N, split),
         report=_report(log, config, split, training),
     )
+
+
+def with_rule(config: Config, cut_time: int | None) -> Config:
+    """Returns the configuration with what partners hold out, where they evaluate: the test rows of the split.
+
+    Args:
+        config: of a simulation.
+        cut_time: of its split; None where time does not count.
+
+    Raises:
+        ConfigError: for a configuration that would have them hold out anything else.
+    """
+    evaluation, data = config.evaluation, config.data
+    if not evaluation.by_partners:
+        return config
+    share = data.test_share if data.split in ("user", "user_time") else None
+    wanted = replace(evaluation, from_time=cut_time, user_share=share, key="")
+    differing = [
+        f"evaluation.{key} = {getattr(evaluation, key)!r}"
+        for key in ("from_time", "user_share", "key")
+        if getattr(evaluation, key) not in (None, "", getattr(wanted, key))
+    ]
+    if differing:
+        raise ConfigError(
+            f"{', '.join(differing)}: in a simulation partners hold out what data.split and data.test_share do; take it"
+            " out here, and keep it for a deployment"
+        )
+    return replace(config, evaluation=wanted)
+
+
+def whole_log(logs: PartnerLogs, number: int, split: Split) -> pd.DataFrame:
+    """Returns a partner's training rows and, among them in order, what it holds out, with its users' history."""
+    central = logs.central
+    mine_N = central["partner"].to_numpy() == number
+    if split == "time":  # else no user with a test row has any that trains
+        mine_N &= central["evaluate"].to_numpy()
+    held_out = without_sensitive(central[mine_N])[logs.training[number].columns]
+    joined = pd.concat([logs.training[number], held_out])
+    return joined.sort_values(["user", "time"], kind="stable").reset_index(drop=True)
 
 
 def _require_none_empty(training: list[pd.DataFrame], users: int, config: DataConfig) -> None:

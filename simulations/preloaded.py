@@ -44,7 +44,8 @@ class PreloadedWorker(Worker):
     def _load(self) -> UserRows:
         told = self._known_counts() is not None or self._known_release() is not None
         # Told anew in each run, or not the log as it is: fewer rows, or flipped labels.
-        if told or self.erased.mark() or self.config.privacy.mode == "label":
+        fewer = self.erased.mark() or self.config.evaluation.by_partners
+        if told or fewer or self.config.privacy.mode == "label":
             return super()._load()
         clicks, card = _sha256(self.config.clicks), _sha256(self.config.card)
         return self._store.features((clicks, card, self._pretrained.fingerprint, self.config.model), super()._load)

@@ -26,7 +26,7 @@ from common.secagg.parameters import LEAST_PARTICIPANTS
 from common.secagg.roster import Member, Roster, dump_roster
 from common.textstates import encode_texts
 from server.central import mark_sampling
-from simulations.partners import PartnerLogs, build_partners, write_central
+from simulations.partners import PartnerLogs, build_partners, whole_log, with_rule, write_central
 from simulations.sizes import declared
 from simulations.sources import load_source
 from simulations.spending import with_noise
@@ -49,7 +49,7 @@ class RunData:
 class Preparation:
     """What preparing a run found and took."""
 
-    config: Config  # effective: noise calibrated
+    config: Config  # effective: noise calibrated, what partners hold out said
     facts: dict[str, Any]  # the `data` part of metrics.json
     timings: dict[str, float]
 
@@ -67,6 +67,7 @@ def prepare(
     if config.data.source == "files" or config.model.unclicked_kept < 1:
         require_sampling(_card_of(config.data), config.model.unclicked_kept)
     data = data or read_data(config.data, config.model, progress)
+    config = with_rule(config, data.logs.report["cut_time"])
     _write(config, folder, data)
     write_json(folder.preparation, {"data": data.facts, "timings": data.timings})
     # Last: a folder with a configuration is a folder that can be resumed.
@@ -105,7 +106,8 @@ def _write(config: Config, folder: RunFolder, data: RunData) -> None:
     folder.ledgers.mkdir(parents=True, exist_ok=True)
     logs = data.logs
     for number, (rows, users) in enumerate(zip(logs.training, data.declared_users, strict=True)):
-        _write_partner(config, folder, number, rows, users)
+        brought = whole_log(logs, number, config.data.split) if config.evaluation.by_partners else rows
+        _write_partner(config, folder, number, brought, users)
     write_roster(config, folder, data.declared_users)
     write_signing_key(folder, len(data.declared_users))
     write_central(mark_sampling(logs.central, config.model.unclicked_kept), folder.central)
@@ -139,6 +141,7 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
         signing_key="signing.pub",
         model=config.model,
         privacy=config.privacy,
+        evaluation=config.evaluation,
         aggregation=PartnerAggregation(
             method=config.aggregation.method,
             colluders=config.aggregation.colluders,

@@ -107,6 +107,8 @@ class LiveProgress(logging.Handler):
         if "auc" in fact:
             low, high = fact.get("intervals", {}).get("auc", (None, None))
             parts.append(f"AUC {fact['auc']:.4f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else ""))
+        if "auc" in fact.get("partners", {}) and fact["partners"]["auc"] is not None:
+            parts.append(f"at the partners {fact['partners']['auc']:.4f}")
         epsilon, privacy = planned_epsilon(self.config, fact["round"]), self.config.privacy
         unit = "label" if privacy.mode == "label" else privacy.unit
         parts.append(

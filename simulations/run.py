@@ -33,6 +33,7 @@ from simulations.faults import app as faulty_client_app
 from simulations.floors import compute_floors
 from simulations.flower import run_in_flower
 from simulations.grid import InProcessGrid
+from simulations.partners import with_rule
 from simulations.preloaded import SharedClicks
 from simulations.prepare import prepare, set_round_secrets
 from simulations.progress import LiveProgress
@@ -160,16 +161,18 @@ def _resumed(config: Config, folder: RunFolder) -> tuple[Config, dict[str, Any]]
     if not folder.config.exists():
         raise CheckpointError(f"{folder.root} holds no run to resume; start it without --resume")
     own = load_config(folder.config)
-    if with_noise(config) != own:
-        raise CheckpointError(
-            f"{folder.config} differs from the configuration given ({', '.join(differing(with_noise(config), own))}):"
-            f" resume with the same TOML and --set values, or with {folder.config} itself"
-        )
     try:
         prepared = json.loads(folder.preparation.read_text(encoding="utf-8"))
-        return own, {"data": dict(prepared["data"]), "timings": dict(prepared["timings"])}
+        facts, timings = dict(prepared["data"]), dict(prepared["timings"])
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder.preparation}: missing or damaged; start again in another folder") from None
+    given = with_rule(with_noise(config), facts.get("cut_time")) if config.data == own.data else with_noise(config)
+    if given != own:
+        raise CheckpointError(
+            f"{folder.config} differs from the configuration given ({', '.join(differing(given, own))}):"
+            f" resume with the same TOML and --set values, or with {folder.config} itself"
+        )
+    return own, {"data": facts, "timings": timings}
 
 
 def differing(one: Config, other: Config) -> list[str]:
@@ -285,7 +288,21 @@ def summary_table(metrics: dict[str, Any]) -> Table:
             private if name == "this model" else "yes" if line["private"] else "no",
             style="bold" if name == "this model" else None,
         )
+    _add_partners_line(table, metrics["final"].get("partners") or {}, private)
     return table
+
+
+def _add_partners_line(table: Table, found: Mapping[str, Any], private: str) -> None:
+    """Adds the model as partners evaluated it, where they did."""
+    if "error" in found:
+        table.caption = escape(f"Not evaluated at the partners: {found['error']}")
+    elif found and not found["certain"]:
+        table.caption = "Evaluation at the partners: the rows drown in the noise; no figure can be made of them"
+    elif found:
+        low, high = found["intervals"].get("auc", (None, None))
+        between = f"[{_figure(low, 3)}, {_figure(high, 3)}]"
+        shown = (_figure(found["auc"]), between, _figure(found["log_loss"]), _figure(found["ne"]))
+        table.add_row("at the partners", *shown, private)
 
 
 def _figure(value: float | None, digits: int = 4) -> str:

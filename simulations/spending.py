@@ -15,7 +15,7 @@ from common.privacy.mixture import by_rows
 from common.privacy.plan import wrap_probability
 from common.privacy.statement import privacy_statement
 from common.runfolder import RunFolder, partner_name
-from common.schedule import first_round, number_of_release, statistics_cost, with_calibrated_noise
+from common.schedule import evaluated_in, first_round, histograms_cost, number_of_release, with_calibrated_noise
 from common.secagg.parameters import RING
 from simulations.sizes import busiest
 
@@ -70,7 +70,7 @@ def planned_epsilon(config: Config, rounds: int) -> float | None:
     if privacy.mode == "none" or privacy.noise_multiplier is None:
         return None
     steps = (privacy.sampling_rate, privacy.noise_multiplier, taken * config.round.local_steps)
-    return composed_epsilon(merge([steps, *statistics_cost(config, rounds)]), privacy.delta)
+    return composed_epsilon(merge([steps, *histograms_cost(config, rounds)]), privacy.delta)
 
 
 def read_ledgers(config: Config, folder: RunFolder) -> dict[str, list[DpEvent]]:
@@ -145,7 +145,8 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
         "impressions": statement.impressions,
         "flip_probability": None if privacy.noised else privacy.flip_probability,
         "not_protected": statement.not_protected,
-        "statistics": _statistics(config, worst),
+        "statistics": _of_purpose(worst, "statistics", privacy.delta),
+        "evaluation": _of_purpose(worst, "evaluation", privacy.delta),
         "steps": statement.steps,
         "budget": privacy.epsilon,
         "period_days": privacy.period_days,
@@ -156,16 +157,16 @@ def privacy_facts(config: Config, folder: RunFolder, contributions: int) -> dict
     }
 
 
-def _statistics(config: Config, events: Sequence[DpEvent]) -> dict[str, Any] | None:
-    """Returns what the private statistics of a ledger cost by themselves; None where there are none."""
-    released = [event for event in events if event.purpose == "statistics"]
+def _of_purpose(events: Sequence[DpEvent], purpose: str, delta: float) -> dict[str, Any] | None:
+    """Returns what the histograms of one kind in a ledger cost by themselves; None where there are none."""
+    released = [event for event in events if event.purpose == purpose]
     if not released:
         return None
     return {
         "releases": len(released),
-        "epsilon": epsilon(released, config.privacy.delta),
-        "noise_multiplier": config.privacy.statistics_noise_multiplier,
-        "clip": config.privacy.statistics_clip,
+        "epsilon": epsilon(released, delta),
+        "noise_multiplier": released[-1].noise_multiplier,
+        "clip": released[-1].clip,
     }
 
 
@@ -203,6 +204,9 @@ def _released_by(config: Config, event: DpEvent, run_id: str, last: int) -> bool
     statistics = number_of_release(run_id, event.run_id)
     if statistics is not None:
         return first_round(config, statistics) <= last
+    evaluated = evaluated_in(event.run_id)
+    if evaluated and evaluated[0] == run_id:
+        return evaluated[1] <= last
     return event.run_id != run_id or event.round <= last
 
 

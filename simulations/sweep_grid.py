@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from common.config import Config, DataConfig, fingerprint, load_config
+from common.config import Config, DataConfig, EvaluationConfig, fingerprint, load_config
 from common.errors import ConfigError, UsageError
 from common.noise_shares import noise_shares
 from simulations.spending import with_noise
@@ -291,6 +291,7 @@ def pooled(config: Config) -> Config:
             weight_decay=0.0,
         ),
         privacy=replace(bare, noise_multiplier=noise),
+        evaluation=EvaluationConfig(),  # of one holder there is no sum
         aggregation=replace(config.aggregation, method="plain", min_partners=1, colluders=0, weights="equal"),
     )
 

@@ -22,7 +22,7 @@ from common.privacy.ledger import Ledger
 from common.privacy.releases import training_event
 from common.privacy.views import View, as_seen, bounds_of, noise_left
 from common.runfolder import RunFolder, partner_name, write_json
-from common.schedule import statistics_cost
+from common.schedule import histograms_cost
 from common.secagg.wire import SessionId
 from simulations.sizes import busiest
 from simulations.sweep_grid import LEAST_SEEDS, Cell
@@ -177,10 +177,10 @@ def groups_of(cell: Cell) -> tuple[Group, ...]:
     """Returns what a cell's run releases of the partner that takes part most often."""
     privacy, steps = cell.config.privacy, busiest(cell.config)[-1] * cell.config.round.local_steps
     shares = noise_shares(cell.config)
-    statistics = statistics_cost(cell.config, cell.config.round.num_rounds)
+    histograms = histograms_cost(cell.config, cell.config.round.num_rounds)
     return (
         (privacy.sampling_rate, privacy.noise_multiplier or 0.0, steps, shares),
-        *((*group, shares) for group in statistics),
+        *((*group, shares) for group in histograms),
     )
 
 

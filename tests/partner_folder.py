@@ -14,7 +14,7 @@ from client.partner import PartnerAggregation, PartnerConfig, dump_partner, load
 from client.worker import Worker
 from common.card import canonical_card, load_card
 from common.clicks import write_clicks
-from common.config import ModelConfig, PrivacyConfig, to_table
+from common.config import EvaluationConfig, ModelConfig, PrivacyConfig, to_table
 from common.messages import JoinTask, TrainingPlan, TrainTask
 from common.model.click_model import build_model
 from common.vector import read_vector
@@ -32,6 +32,7 @@ def write_partner(
     model: dict[str, Any] | None = None,
     name: str = "shop",
     aggregation: PartnerAggregation | None = None,
+    evaluation: dict[str, Any] | None = None,
     **privacy: Any,
 ) -> PartnerConfig:
     """Writes a partner's folder and returns its configuration, with absolute paths.
@@ -51,6 +52,7 @@ def write_partner(
         declared_users=12,
         model=ModelConfig(**({"encoder": f"path:{encoder}", "width": 4, "hidden": 4} | (model or {}))),
         privacy=replace(PRIVACY, **privacy),
+        evaluation=EvaluationConfig(**evaluation or {}),
         identity="identity.pem" if aggregation else "",
         roster="roster.toml" if aggregation else "",
         aggregation=aggregation or PartnerAggregation(method="plain"),

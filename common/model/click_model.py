@@ -151,24 +151,32 @@ def forward_states(model: ClickModel, batch: Batch, text_V: NDArray[np.int64], s
     )
 
 
-def with_text_states(model: ClickModel, rows: UserRows) -> UserRows:
+def with_text_states(model: ClickModel, rows: UserRows, *, alone: bool = False) -> UserRows:
     """Returns the rows with the states that the model's own layers give their texts; scoring reads those.
 
     A model without layers of its own reads the states as they are.
+
+    Args:
+        model: the model.
+        rows: the rows.
+        alone: run each text by itself, so that its state is a function of it alone to the bit.
     """
     if model.text is None or rows.through_model:
         return rows
-    states_TE = own_text_states(model, rows.tokens_T, np.unique(rows.text_N))
+    states_TE = own_text_states(model, rows.tokens_T, np.unique(rows.text_N), alone=alone)
     return replace(rows, states_TE=states_TE, through_model=True)
 
 
-def own_text_states(model: ClickModel, tokens_T: Sequence[Float] | None, text_V: NDArray[np.int64]) -> Float:
+def own_text_states(
+    model: ClickModel, tokens_T: Sequence[Float] | None, text_V: NDArray[np.int64], *, alone: bool = False
+) -> Float:
     """Returns the states that the model's own layers give some texts, float32 [T, E]; 0 for the others."""
     if model.text is None or tokens_T is None:
         raise ValueError("texts without token states: the model's own layers have nothing to read")
     states_TE = np.zeros((len(tokens_T), model.text.width), np.float32)
     with torch.no_grad():
-        for part in portions([len(tokens_T[text]) for text in text_V]):
+        lengths = [len(tokens_T[text]) for text in text_V]
+        for part in np.arange(len(text_V))[:, None] if alone else portions(lengths):
             states_TE[text_V[part]] = model.text([tokens_T[text] for text in text_V[part]]).cpu().numpy()
     return states_TE
 

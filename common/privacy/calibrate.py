@@ -49,9 +49,9 @@ def calibrate_noise(epsilon: float, delta: float, sampling_rate: float, steps: i
     if cost(MAX_CALIBRATED_NOISE) > epsilon:
         if already and (spent := composed_epsilon(already, delta)) > 0:
             raise ConfigError(
-                f"epsilon = {epsilon:g} at delta {delta:g}: the statistics alone cost {spent:.4g}, which leaves too"
-                f" little for {steps} steps at sampling rate {sampling_rate:g}; lower privacy.statistics_epsilon (or"
-                " raise privacy.statistics_noise_multiplier), or raise the epsilon"
+                f"epsilon = {epsilon:g} at delta {delta:g}: the histograms alone cost {spent:.4g}, which leaves too"
+                f" little for {steps} steps at sampling rate {sampling_rate:g}; lower privacy.statistics_epsilon or"
+                " privacy.evaluation_epsilon (or raise their noise multipliers), or raise the epsilon"
             )
         raise ConfigError(
             f"epsilon = {epsilon:g} at delta {delta:g} with {steps} steps at sampling rate {sampling_rate:g} needs a"

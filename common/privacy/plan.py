@@ -41,6 +41,8 @@ class Setting:
         others: further bounds to keep, as (epsilon, part of the noise's deviation that is left for whoever it bounds).
         statistics_noise: noise multiplier of a release of private statistics, every unit in it; 0 = none is made.
         statistics_every: rounds between releases; 0 = one, before round 1.
+        evaluation_noise: noise multiplier of a histogram of scores, every unit in it; 0 = none is made.
+        evaluations: histograms of scores, spread over all rounds; the last one after the last round.
 
     Raises:
         ConfigError: for values out of range; one line per value.
@@ -56,11 +58,16 @@ class Setting:
     others: tuple[Bound, ...] = ()
     statistics_noise: float = 0.0
     statistics_every: int = 0
+    evaluation_noise: float = 0.0
+    evaluations: int = 0
 
-    def statistics(self, rounds: int) -> Composition:
-        """Returns what the statistics of so many rounds release."""
-        count = 1 + (rounds - 1) // self.statistics_every if self.statistics_every else 1
-        return ((1.0, self.statistics_noise, count),) if self.statistics_noise and rounds else ()
+    def histograms(self, done: int, rounds: int) -> Composition:
+        """Returns what the histograms of the first so many of a run's rounds release."""
+        count = 1 + (done - 1) // self.statistics_every if self.statistics_every else 1
+        statistics = [(1.0, self.statistics_noise, count)] if self.statistics_noise and done else []
+        evaluated = self.evaluations * done // rounds if rounds else 0
+        evaluation = [(1.0, self.evaluation_noise, evaluated)] if self.evaluation_noise else []
+        return merge([*statistics, *evaluation])
 
     @property
     def bounds(self) -> tuple[Bound, ...]:
@@ -125,8 +132,8 @@ def plan_choices(setting: Setting, rates: Sequence[float], courses: Mapping[int,
 
 def _choice(setting: Setting, rate: float, rounds: int, course: Sequence[int]) -> Choice:
     steps = course[rounds]
-    statistics = setting.statistics(rounds)
-    bounds = [(_left_of(epsilon, setting.delta, statistics, left), left) for epsilon, left in setting.bounds]
+    histograms = setting.histograms(rounds, rounds)
+    bounds = [(_left_of(epsilon, setting.delta, histograms, left), left) for epsilon, left in setting.bounds]
     noise = noise_within(bounds, setting.delta, rate, steps, quick=quick_noise)
     return with_noise(
         setting,
@@ -140,8 +147,8 @@ def _choice(setting: Setting, rate: float, rounds: int, course: Sequence[int]) -
             efficiency=0.0,
             uses=rate * steps,
             epsilons=tuple(
-                with_statistics(
-                    quick_epsilon(noise, rate, taken, setting.delta), setting.delta, setting.statistics(done)
+                with_histograms(
+                    quick_epsilon(noise, rate, taken, setting.delta), setting.delta, setting.histograms(done, rounds)
                 )
                 for done, taken in _stops(rounds, course)
             ),
@@ -163,35 +170,35 @@ def with_noise(setting: Setting, choice: Choice, noise: float) -> Choice:
     )
 
 
-def _left_of(epsilon: float, delta: float, statistics: Composition, left: float = 1.0) -> float:
-    """Returns about the epsilon that statistics leave to training: exact where its many steps act as one Gaussian.
+def _left_of(epsilon: float, delta: float, histograms: Composition, left: float = 1.0) -> float:
+    """Returns about the epsilon that histograms leave to training: exact where its many steps act as one Gaussian.
 
     For lines of a table; `confirmed` composes the two by the accountant proper.
 
     Raises:
         ConfigError: where nothing is left.
     """
-    if not statistics:
+    if not histograms:
         return epsilon
-    rest = gaussian_noise_multiplier(epsilon, delta) ** -2 - _precision(statistics, left)
+    rest = gaussian_noise_multiplier(epsilon, delta) ** -2 - _precision(histograms, left)
     if rest <= 0 or (found := gaussian_epsilon(rest**-0.5, delta)) <= 0:
         raise ConfigError(
-            f"epsilon = {epsilon:g} at delta {delta:g}: the statistics alone use it up; lower"
-            " privacy.statistics_epsilon, or raise the epsilon"
+            f"epsilon = {epsilon:g} at delta {delta:g}: the histograms alone use it up; lower"
+            " privacy.statistics_epsilon or privacy.evaluation_epsilon, or raise the epsilon"
         )
     return found
 
 
-def with_statistics(epsilon: float, delta: float, statistics: Composition) -> float:
-    """Returns about the epsilon of training and statistics together; as `_left_of`."""
-    if not statistics or not 0 <= epsilon < math.inf:
+def with_histograms(epsilon: float, delta: float, histograms: Composition) -> float:
+    """Returns about the epsilon of training and histograms together; as `_left_of`."""
+    if not histograms or not 0 <= epsilon < math.inf:
         return epsilon
     trained = gaussian_noise_multiplier(epsilon, delta) ** -2 if epsilon else 0.0
-    return gaussian_epsilon((trained + _precision(statistics)) ** -0.5, delta)
+    return gaussian_epsilon((trained + _precision(histograms)) ** -0.5, delta)
 
 
-def _precision(statistics: Composition, left: float = 1.0) -> float:
-    return math.fsum(count / (noise * left) ** 2 for _, noise, count in statistics)
+def _precision(histograms: Composition, left: float = 1.0) -> float:
+    return math.fsum(count / (noise * left) ** 2 for _, noise, count in histograms)
 
 
 def _stops(rounds: int, course: Sequence[int]) -> list[tuple[int, int]]:
@@ -209,11 +216,11 @@ def confirmed(setting: Setting, choice: Choice, course: Sequence[int]) -> Choice
     noise = choice.noise_multiplier
     rate, steps = choice.sampling_rate, choice.steps
     below = round(noise - 0.001, 3)
-    already = setting.statistics(choice.rounds)
+    already = setting.histograms(choice.rounds, choice.rounds)
     if not _keeps(setting, rate, noise, steps, already) or (below > 0 and _keeps(setting, rate, below, steps, already)):
         noise = noise_within(setting.bounds, setting.delta, rate, steps, already=already)
     spent = tuple(
-        composed_epsilon(merge([(rate, noise, count), *setting.statistics(done)]), setting.delta)
+        composed_epsilon(merge([(rate, noise, count), *setting.histograms(done, choice.rounds)]), setting.delta)
         for done, count in _stops(choice.rounds, course)
     )
     return replace(with_noise(setting, choice, noise), epsilons=spent)

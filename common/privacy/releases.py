@@ -1,9 +1,10 @@
-"""What a round of training, or a release of statistics, releases: as facts, for a ledger or for a server's claim.
+"""What a round of training, or a histogram, releases: as facts, for a ledger or for a server's claim.
 
 A partner's ledger keeps them under the partner's own policy; the server's claim and the price of a sweep are made of
 the same facts under the run's configuration. So where both say the same noise, both give the same epsilon.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from common.config import PrivacyConfig
@@ -58,6 +59,36 @@ def statistics_event(privacy: PrivacyConfig, shares: int, session: SessionId) ->
         steps=1,
         clip=privacy.statistics_clip,
         shares=shares,
+    )
+
+
+def evaluation_event(privacy: PrivacyConfig, clip: float, shares: int, session: SessionId, labels: str) -> DpEvent:
+    """Returns the facts of one histogram of scores: every user with a row that is held out is in it, in one step.
+
+    In mode "label" it is made of flipped labels, those of the rows that train among them.
+
+    Args:
+        privacy: the policy.
+        clip: of a unit's vector, in rows.
+        shares: parts of the noise in every sum.
+        session: in which it is summed.
+        labels: which flipped labels; empty where none are.
+    """
+    if privacy.mode == "label":
+        return replace(label_event(privacy, session, labels), purpose="evaluation")
+    return _event(
+        privacy,
+        session,
+        purpose="evaluation",
+        mechanism="poisson_skellam" if privacy.noised else "none",
+        unit=privacy.unit,
+        adjacency="add_remove",
+        noise_multiplier=(privacy.evaluation_noise_multiplier or 0.0) if privacy.noised else 0.0,
+        sampling_rate=1.0,
+        steps=1,
+        clip=clip,
+        shares=shares,
+        impressions=privacy.units_per_user,
     )
 
 

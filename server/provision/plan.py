@@ -30,6 +30,12 @@ def planned_run(consortium: Consortium) -> Config:
         )
     if config.simulation != SimulationConfig():
         problems.append(f"{consortium.run}: [simulation]: real partners play no faults; take the table out")
+    evaluation = config.evaluation
+    if evaluation.by_partners and evaluation.from_time is None and evaluation.user_share is None:
+        problems.append(
+            f'{consortium.run}: evaluation.at = "partners": set evaluation.from_time (Unix seconds) or'
+            " evaluation.user_share, or both: what every partner holds out"
+        )
     if config.privacy.mode != "none":
         problems += [
             f"{consortium.run}: privacy.delta = {config.privacy.delta:g} and {partner.declared_users} users of"
@@ -74,6 +80,7 @@ def policy_tables(config: Config) -> dict[str, dict[str, Any]]:
     return {
         "model": model,
         "privacy": to_table(config.privacy),
+        "evaluation": to_table(config.evaluation),
         "aggregation": {
             "method": config.aggregation.method,
             "colluders": config.aggregation.colluders,

@@ -36,7 +36,8 @@ unit = "iso" # or "seconds", "milliseconds"
 
 def worker_toml(consortium: Consortium, partner: Partner, tables: dict[str, dict[str, Any]], config: Config) -> str:
     """Returns a partner's own configuration, with the policy that the run asks for."""
-    model, privacy, aggregation = (tomli_w.dumps({name: tables[name]}) for name in ("model", "privacy", "aggregation"))
+    names = ("model", "privacy", "evaluation", "aggregation")
+    model, privacy, evaluation, aggregation = (tomli_w.dumps({name: tables[name]}) for name in names)
     elsewhere = "# FILL IN: where the text encoder lies on this machine\n" if _is_path(config) else ""
     return f"""\
 {_HEAD}# Partner {partner.name} of {consortium.name}: what its worker reads. Relative paths are taken from this folder.
@@ -55,6 +56,8 @@ signing_key = "signing.pub" # the final model is taken only if it is signed with
 # DECIDE: this partner's own budget. {_calibrated(config)}
 # Nothing that the server sends can change it; a server that asks for more is refused.
 {privacy}
+# The same at all partners: which rows this partner never trains on, where partners evaluate the model.
+{evaluation}
 # DECIDE: the least that this partner takes part under.
 {aggregation}
 # How long this partner keeps what it need not keep for ever. The ledger and the audit log are kept whole.
@@ -112,7 +115,9 @@ def server_toml(consortium: Consortium) -> str:
     """Returns what the server starts from."""
     return f"""\
 {_HEAD}# The server of {consortium.name}. Relative paths are taken from this folder.
-clicks = "central.parquet" # FILL IN: held-out clicks of the central evaluation, CSV or Parquet; no partner's
+# FILL IN: held-out clicks of the central evaluation, CSV or Parquet, no partner's. Where partners evaluate (run.toml:
+# [evaluation]) and the operator has none, take out both lines.
+clicks = "central.parquet"
 card = "card.toml" # FILL IN: which of their columns plays which role
 config = "run.toml"
 roster = "roster.toml"

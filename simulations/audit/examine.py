@@ -18,7 +18,7 @@ from common.model.click_model import ClickModel
 from common.privacy.onerun import Proved, most_provable, proved
 from common.privacy.statement import PrivacyStatement
 from common.vector import read_vector
-from simulations.audit import controlflow, histograms, mechanism, noise
+from simulations.audit import controlflow, histograms, mechanism, noise, scorecounts
 from simulations.audit.attack import Others, white_box
 from simulations.audit.canaries import Canaries, make_canaries, num_canaries, planted
 from simulations.audit.crafted import Crafted
@@ -109,6 +109,7 @@ def _noise(subject: Subject) -> tuple[list[Finding], Curves]:
             noise.retries(seen),
             noise.masks(seen, config),
             *_statistics(subject, seen, config),
+            *_evaluation(subject, seen, config),
         ], {}
 
 
@@ -119,6 +120,12 @@ def _statistics(subject: Subject, seen: Observation, config: Config) -> list[Fin
         histograms.histogram_sensitivity(subject.logs[0], seen, config),
         histograms.histogram_noise(seen, config),
     ]
+
+
+def _evaluation(subject: Subject, seen: Observation, config: Config) -> list[Finding]:
+    if not (config.evaluation.by_partners and config.privacy.noised):
+        return []
+    return [scorecounts.score_sensitivity(subject, seen, config), scorecounts.score_noise(seen, config)]
 
 
 def _canaries(subject: Subject) -> tuple[list[Finding], Curves]:

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from client.desk import forget_workers, place_worker
 from client.partner import PartnerConfig
 from client.statistics import Histograms
+from client.userdata import HeldOutRows
+from client.worker import Work
 from common.config import Config
 from common.features import UserRows
-from common.histogram_messages import HistogramTask
-from common.messages import StatisticsTask, TrainTask
+from common.histogram_messages import EvaluationTask, HistogramTask
+from common.messages import TrainTask
 from common.runfolder import RunFolder
 from common.secagg.wire import MaskTask, SessionId, Upload
 from server.app import run as run_server
@@ -55,6 +57,15 @@ class Histogram:
     given_D: Array
 
 
+@dataclass(frozen=True)
+class ScoreCounts:
+    """One partner's part of an evaluation, before masks."""
+
+    partner: int
+    task: EvaluationTask
+    given_D: Array
+
+
 @dataclass
 class Observation:
     """What one run showed.
@@ -64,6 +75,7 @@ class Observation:
         releases: by round.
         given: partner number -> round -> what it contributed, before masks.
         histograms: every partner's, of every release of statistics.
+        scores: every partner's, of every evaluation.
         repeated: whether a partner that was asked the same again gave the same bytes, once per question.
         uploads: the masked pieces of every partner, in the order in which they came.
         answers: of every partner, in the order in which they were given.
@@ -73,6 +85,7 @@ class Observation:
     releases: list[Release] = field(default_factory=list)
     given: dict[int, dict[int, Array]] = field(default_factory=dict, repr=False)
     histograms: list[Histogram] = field(default_factory=list, repr=False)
+    scores: list[ScoreCounts] = field(default_factory=list, repr=False)
     repeated: list[bool] = field(default_factory=list)
     uploads: list[bytes] = field(default_factory=list, repr=False)  # little-endian words of the ring, modulo 2^32
     answers: list[Answer] = field(default_factory=list, repr=False)
@@ -104,6 +117,8 @@ class ObservedWorker(PreloadedWorker):
             self._histograms = Histograms(partner, self._budget, lambda: self._rows().iloc[:0], lambda: None)
         self._deployed_histogram = self._histograms.contribution
         self._histograms.contribution = self._histogram  # type: ignore[method-assign]
+        self._deployed_scores = self._evaluations.contribution
+        self._evaluations.contribution = self._scores  # type: ignore[method-assign]
 
     def _data(self) -> UserRows:
         rows = super()._data()
@@ -121,6 +136,16 @@ class ObservedWorker(PreloadedWorker):
             lambda given_D: self._seen.histograms.append(Histogram(self._number, task, given_D)),
         )
 
+    def _scores(self, task: EvaluationTask, session: SessionId) -> Array:
+        return self._watched(
+            lambda: self._deployed_scores(task, session),
+            lambda given_D: self._seen.scores.append(ScoreCounts(self._number, task, given_D)),
+        )
+
+    def held_out(self) -> HeldOutRows | None:
+        """Returns the rows that are held out; none where no partner is to have any."""
+        return None if self._how.empty else super().held_out()
+
     def _contribution(self, task: TrainTask, shared: bytes) -> Array:
         deployed = super()._contribution
         return self._watched(
@@ -137,7 +162,7 @@ class ObservedWorker(PreloadedWorker):
             self._seen.repeated += again
         return given_D
 
-    def mask(self, task: MaskTask, work: TrainTask | StatisticsTask | HistogramTask) -> tuple[list[bytes], Upload]:
+    def mask(self, task: MaskTask, work: Work) -> tuple[list[bytes], Upload]:
         """Returns the masked contribution, and keeps a copy of it."""
         pieces, upload = super().mask(task, work)
         with self._seen.lock:

@@ -22,6 +22,7 @@ from common.vector import write_vector
 from server.checkpoint import load_checkpoint
 from simulations.audit.observed import Observation, Watching, observe, with_logs
 from simulations.audit.userrows import rows_by_user, units_of
+from simulations.partners import with_rule
 from simulations.preloaded import FeatureStore, SharedClicks
 from simulations.prepare import read_data
 from simulations.spending import read_ledgers, with_noise
@@ -125,6 +126,8 @@ def subject_of(config: Config, say: Callable[[str], None], reading: Callable[[in
         output=replace(config.output, report=False),
     )
     data = read_data(config.data, config.model, reading)
+    once = replace(config.evaluation, releases=1)  # also of runs with fewer rounds
+    config = with_rule(replace(config, evaluation=once), data.logs.report["cut_time"])
     with tempfile.TemporaryDirectory(prefix="hushclick-audit-") as folder:
         yield Subject(config, SharedClicks(data, FeatureStore()), say, Path(folder))
 

@@ -69,8 +69,8 @@ def watch(report: Report, ledger: Path) -> None:
     """Reports each reservation of one ledger that returns."""
     reserve = Budget.reserve
 
-    def watched(budget: Budget, event: Any) -> int:
-        number = reserve(budget, event)
+    def watched(budget: Budget, event: Any, room: Any = ()) -> int:
+        number = reserve(budget, event, room)
         if budget._ledger._path == ledger:
             report(reserved=number)
         return number

@@ -46,8 +46,8 @@ def test_a_partner_in_order_passes(
 ) -> None:
     found = findings(tmp_path / "shop-a", capsys)
     assert list(found) == [
-        *("card and clicks", "sensitive columns", "encoder", "identity and roster", "noise", "ledger and budget"),
-        *("state folder", "overlap"),
+        *("card and clicks", "sensitive columns", "held-out rows", "encoder", "identity and roster", "noise"),
+        *("ledger and budget", "state folder", "overlap"),
     ]
     assert all(ok for ok, _ in found.values()), found
     assert found["card and clicks"][1].startswith("120 rows of 120 users, clicked 50.0%; declared_users = 12")

@@ -235,6 +235,10 @@ def test_every_problem_is_told_at_once() -> None:
             {"model": {"tune": "adalora", "tune_rank": 2, "tune_final_rank": 3.0}},
             ["model.tune_final_rank = 3", "at most model.tune_rank = 2"],
         ),
+        (
+            {"model": {"tune": "adalora"}, "server": {"averaging": "uniform"}},
+            ['server.averaging = "uniform"', "adalora", '"lora"'],
+        ),
         ({"model": {"item_rates": "exact"}}, ['model.item_rates = "exact"', "not private", 'privacy.mode to "none"']),
         (
             {"data": {"partners": 4}, "round": {"partners_per_round": 5}},

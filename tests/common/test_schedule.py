@@ -88,5 +88,5 @@ def test_what_is_named_stays() -> None:
 
 
 def test_statistics_that_use_the_budget_up_are_refused_with_the_mend() -> None:
-    with pytest.raises(ConfigError, match=r"the statistics alone cost 9\.\d+.*lower privacy\.statistics_epsilon"):
+    with pytest.raises(ConfigError, match=r"the histograms alone cost 9\.\d+.*lower privacy\.statistics_epsilon"):
         with_calibrated_noise(config(statistics_epsilon=10.0), 10)

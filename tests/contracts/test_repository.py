@@ -94,6 +94,7 @@ KEYS = {
         "mode unit epsilon delta noise_multiplier clip sampling_rate"
         " max_impressions_per_user max_local_steps fixed_seed epsilon_partner epsilon_broken grid_bits period_days"
         " statistics_noise_multiplier statistics_epsilon statistics_clip statistics_every label_epsilon"
+        " evaluation_noise_multiplier evaluation_epsilon evaluation_clip"
     ),
     "aggregation": "method weights min_partners colluders update_bound groups timeout_seconds stage_timeout_seconds",
     "server": (
@@ -101,6 +102,7 @@ KEYS = {
         " least_slice_users least_slice_rows averaging averaging_decay averaging_from patience patience_figure"
         " calibration next_item_clicks next_item_candidates"
     ),
+    "evaluation": "at from_time user_share key bins max_rows releases",
     "simulation": "dropout_rate attack attackers attack_factor",
     "audit": "canaries most_canary_share shadow_runs targets zero_rounds neighbours confidence seed",
     "output": "title report jobs trackers",

@@ -42,12 +42,14 @@ from common.itemrates import Release
 from common.messages import PROTOCOL_VERSION, JoinReply, JoinTask
 from common.privacy.events import EVENT_VERSION
 from common.privacy.ledger import Ledger
+from common.runfolder import write_json
 from common.secagg.roster import Member, Roster, dump_roster, load_roster
 from common.secagg.states import Advertised, dump_state, load_state
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.control import Control
 from server.deployment import load_deployment
 from server.journal import Journal
+from server.partnerevaluation import SCORES_VERSION, read_scores
 from server.provision.record import load_issued
 
 ROOT = Path(__file__).parents[2]
@@ -291,6 +293,13 @@ def _labels(place: Place) -> Any:
     return DRAWN_VERSION, lambda: labels.flipped(rows)
 
 
+def _evaluation(place: Place) -> Any:
+    path = place.root / "round-000001.json"
+    write_json(path, {"version": SCORES_VERSION, "round": 1, "contributors": 3, "grid": 4096, "sums": [[1], [2]]})
+    assert read_scores(path).contributors == 3
+    return in_json(path), lambda: read_scores(path)
+
+
 CASES: dict[str, Case] = {
     "protocol, to a partner": _join(JoinTask("run")),
     "protocol, to the server": _join(JoinReply("shop", 10, "f", False, "")),
@@ -310,6 +319,7 @@ CASES: dict[str, Case] = {
     "labels/KEY.drawn": _labels,
     "item_counts.json": _counts,
     "statistics.json": _release,
+    "evaluation/round-N.json": _evaluation,
     "overlap request": _overlap_file,
     "overlap/answers.jsonl": _answers,
     "worker.toml": _kit("partners/shop-a/worker.toml", load_partner),

@@ -18,7 +18,8 @@ from hostile.hostile_server import RUN, HostileServer, Refused, identity
 from numpy.typing import NDArray
 from partner_folder import PLAN
 
-from common.histogram_messages import HistogramTask
+from client.worker import Work
+from common.histogram_messages import EvaluationTask, HistogramTask
 from common.message_types import REFUSED
 from common.messages import StatisticsTask, TrainingPlan, TrainTask
 from common.secagg import client_role
@@ -61,7 +62,7 @@ class Round:
     num_groups: int = 1
     colluders: int = 1
     catalogue: tuple[str, ...] = ()
-    histogram: HistogramTask | None = None
+    histogram: HistogramTask | EvaluationTask | None = None
     shared: bytes = b""
     model_D: NDArray[np.float32] | None = None
     clip: float = BOUND
@@ -79,7 +80,7 @@ class Round:
         self.tallies: list[Tally] = []
         self.unmaskings: list[Unmasking] = []
 
-    def work_of(self, number: int) -> TrainTask | StatisticsTask | HistogramTask:
+    def work_of(self, number: int) -> Work:
         """Returns what a participant is asked to contribute."""
         if self.histogram:
             return self.histogram
@@ -170,7 +171,7 @@ class Round:
         if not tally.second:
             work = self.work_of(self.numbers[0])  # type: ignore[index]
             length = 2 * len(self.catalogue) if self.catalogue else len(np.asarray(self.model_D))
-            length = self.histogram.catalogue.length if self.histogram else length
+            length = self.histogram.length if self.histogram else length
             whole = self.catalogue or self.histogram
             bits, clip = self.bits or bits_for(len(tally.first)), 0.0 if whole else self.clip
             weights = {number: self.server.roster.member(number).weight for number in tally.first}

@@ -25,11 +25,12 @@ from safetensors.numpy import load_file
 from client.app import app
 from client.desk import forget_workers, worker_at
 from client.partner import PartnerAggregation
-from client.worker import Worker, thread_model
-from common.histogram_messages import HistogramTask
+from client.worker import Work, Worker, thread_model
+from common.histogram_messages import EvaluationTask, HistogramTask
 from common.message_types import (
     QUERY_ADVERTISE,
     QUERY_CONFIRM,
+    QUERY_EVALUATE,
     QUERY_HISTOGRAM,
     QUERY_MASK,
     QUERY_REVEAL,
@@ -37,7 +38,7 @@ from common.message_types import (
     QUERY_UNMASK,
     TRAIN_MASK,
 )
-from common.messages import StatisticsTask, TrainTask
+from common.messages import StatisticsTask
 from common.model.click_model import build_model
 from common.runfolder import RunFolder, partner_name
 from common.secagg.roster import Member, Roster, dump_roster
@@ -146,11 +147,12 @@ class HostileServer:
         self.traffic.append(Sent(number, kind, body, shares=bool(stage.get("shares"))))
         return content
 
-    def tell(self, number: int, task: Any, work: TrainTask | StatisticsTask | HistogramTask | None = None) -> Any:
+    def tell(self, number: int, task: Any, work: Work | None = None) -> Any:
         """Sends a stage's message and returns the answer, taken apart."""
         if isinstance(task, MaskTask):
             base = work.to_record() if work else RecordDict()
             kinds: dict[type, str] = {StatisticsTask: QUERY_MASK, HistogramTask: QUERY_HISTOGRAM}
+            kinds[EvaluationTask] = QUERY_EVALUATE
             return upload_of(self.ask(number, kinds.get(type(work), TRAIN_MASK), stage_record(task, base)))
         return stage_of(_ANSWER_OF[type(task)], self.ask(number, _KIND_OF[type(task)], stage_record(task)))
 
@@ -198,6 +200,7 @@ def partners(
     weights: tuple[float, ...] = (),
     model: dict[str, Any] | None = None,
     privacy: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
     **policy: Any,
 ) -> Iterator[HostileServer]:
     """Writes partners with few users each, who agree on one roster and one policy, and starts the wire to them.
@@ -215,7 +218,14 @@ def partners(
         log = rows(number) if rows else random_rows(6, seed=number, most_rows=4)
         aggregation = PartnerAggregation(**policy)
         write_partner(
-            home, encoder, log, model=model, name=partner_name(number - 1), aggregation=aggregation, **privacy or {}
+            home,
+            encoder,
+            log,
+            model=model,
+            name=partner_name(number - 1),
+            aggregation=aggregation,
+            evaluation=evaluation,
+            **privacy or {},
         )
         (home / "roster.toml").write_text(dump_roster(server.roster), encoding="utf-8")
         write_key(home / "identity.pem", identity(number))

@@ -169,7 +169,7 @@ PARTNER_MUTATIONS = (
     _hostile(PARTICIPANT, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ("if session.round <= self._closed:", "if False:")),
     _hostile(PARTICIPANT, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", (".close(opened.task.session.round)", "._path")),
     _hostile(CHARGING, "statistics", "a_retry_gets_the_same_noisy_vector_and_is_charged_once", ("earlier_D = sent.reuse(task, shared)", "earlier_D = None")),
-    _hostile(CHARGING, "statistics", "a_budget_that_went_meanwhile_refuses_before_data_is_touched", ("reservation = budget.reserve(event())", "reservation = 0"), ("budget.commit(reservation)", "pass")),
+    _hostile(CHARGING, "statistics", "a_budget_that_went_meanwhile_refuses_before_data_is_touched", ("reservation = budget.reserve(event(), room)", "reservation = 0"), ("budget.commit(reservation)", "pass")),
     _hostile(STATISTICS, "statistics", "every_release_is_charged_and_one_too_many_refused_before_data_is_touched", ("if self._budget.affordable_rounds(self._event(session)) == 0:", "if False:")),
     _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('once = self.config.privacy.mode == "distributed"', "once = False")),
     _hostile(WORKER, "shared_noise", "noise_is_not_shared_among_neighbours", ("self._require_complete(task)\n", "\n")),
@@ -208,7 +208,7 @@ LEDGER_MUTATIONS = (
 USERDATA, ERASURE, RETENTION = "client/userdata.py", "client/erasure.py", "client/retention.py"
 _ERASED, _KEPT = "tests/client/test_erasure.py::test_{}", "tests/client/test_retention.py::test_{}"
 ERASURE_MUTATIONS = (
-    Mutation(USERDATA, (("self.erased.without(rows).groupby", "rows.groupby"),), _ERASED.format("a_running_worker_trains_on_nobody_who_was_erased")),
+    Mutation(USERDATA, (("rows = self.erased.without(rows)", "pass"),), _ERASED.format("a_running_worker_trains_on_nobody_who_was_erased")),
     Mutation(USERDATA, (("if self._loaded is None or self._loaded[0] != mark:", "if self._loaded is None:"),), _ERASED.format("a_running_worker_trains_on_nobody_who_was_erased")),
     Mutation(ERASURE, (("if key is None or not hmac.compare_digest(check, _hash(key, \"check\", \"\")):", "if key is None:"),), _ERASED.format("a_list_that_cannot_be_relied_on_stops_all_use_of_data[another key]")),
     Mutation(ERASURE, (("if self._key_file.exists() or self._seen:", "if False:"),), _ERASED.format("a_list_that_cannot_be_relied_on_stops_all_use_of_data[list gone]")),

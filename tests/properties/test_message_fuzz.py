@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from common.contribution import LocalDelta, NoisedStep
 from common.errors import ProtocolError
 from common.histogram import Catalogue
-from common.histogram_messages import HistogramTask, ReleaseTask
+from common.histogram_messages import EvaluationTask, HistogramTask, ReleaseTask
 from common.lineage import MODEL_FILES
 from common.messages import (
     AnchorTask,
@@ -39,6 +39,7 @@ MESSAGES = [
     ModelTask("run", {name: name.encode() for name in MODEL_FILES}),
     HistogramTask("run-s1", 1, 16, Catalogue(("a", "b"), ("x", ""))),
     ReleaseTask("run", b"{}"),
+    EvaluationTask("run-e3", 16, 32, "f" * 64, np.ones(3, np.float32)),
 ]
 
 KINDS = sorted({type(message) for message in MESSAGES}, key=lambda kind: kind.__name__)

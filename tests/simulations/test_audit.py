@@ -21,6 +21,7 @@ from simulated_runs import small_config
 
 import client.desk
 import client.distributed
+import client.evaluation
 import client.statistics
 import client.training
 import client.worker
@@ -457,8 +458,8 @@ def test_honest_statistics_raise_no_alarm(mode: str, tiny_encoder: Path) -> None
 def test_statistics_with_half_of_the_noise_are_caught(
     mode: str, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    skellam = client.statistics.skellam
-    monkeypatch.setattr(client.statistics, "skellam", lambda size, deviation, own: skellam(size, deviation / 2, own))
+    skellam = client.distributed.skellam
+    monkeypatch.setattr(client.distributed, "skellam", lambda size, deviation, own: skellam(size, deviation / 2, own))
     found = findings_of(statistics_config(tiny_encoder, mode), "noise")
     assert found["noise of the statistics"].verdict == "violation"
 
@@ -478,3 +479,33 @@ def test_histograms_that_are_drawn_anew_are_caught(tiny_encoder: Path, monkeypat
     a_retry_that_redraws_noise(monkeypatch)
     monkeypatch.setattr(client.statistics.SentFile, "reuse", lambda *_: None)
     assert findings_of(statistics_config(tiny_encoder, SHARED), "noise")["retries"].verdict == "violation"
+
+
+# --- evaluation at the partners ---------------------------------------------------------------------------------------
+
+
+def evaluation_config(encoder: Path, mode: str) -> Config:
+    return audited_config(
+        encoder, mode, privacy={"evaluation_noise_multiplier": 3.0}, evaluation={"at": "partners", "bins": 512}
+    )
+
+
+@pytest.mark.parametrize("mode", [LOCAL, SHARED])
+def test_an_honest_evaluation_raises_no_alarm(mode: str, tiny_encoder: Path) -> None:
+    found = findings_of(evaluation_config(tiny_encoder, mode), "noise")
+    assert {one.verdict for one in found.values()} == {"holds"}, [one.says for one in found.values()]
+    assert found["sensitivity of the evaluation"].figures["ratio"] > 0.95  # the bound is reached
+
+
+def test_an_evaluation_with_half_of_the_noise_is_caught(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skellam = client.distributed.skellam
+    monkeypatch.setattr(client.distributed, "skellam", lambda size, deviation, own: skellam(size, deviation / 2, own))
+    found = findings_of(evaluation_config(tiny_encoder, LOCAL), "noise")
+    assert found["noise of the evaluation"].verdict == "violation"
+
+
+def test_an_evaluation_without_a_clip_is_caught(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    histogram = client.evaluation.gridded_scores
+    monkeypatch.setattr(client.evaluation, "gridded_scores", lambda *given: histogram(*given[:4], 1e9, given[5]))
+    found = findings_of(evaluation_config(tiny_encoder, SHARED), "noise")
+    assert found["sensitivity of the evaluation"].verdict == "violation"
