@@ -27,6 +27,7 @@ NAMES = (
     "engines",
     "scale",
     "quality",
+    "model",
     "secagg",
     "privacy",
     "steps",
