@@ -108,7 +108,11 @@ def test_the_pinned_centre_is_the_mean_state_of_the_public_titles(
     unlike = ~np.eye(len(states_NE), dtype=bool)
     assert (states_NE @ states_NE.T / encoder.width)[unlike].mean() > 0.75  # why it is taken off
     centred_NE = encoder.encode(list(TEXTS[name]), 48)
-    assert abs((centred_NE @ centred_NE.T / encoder.width)[unlike].mean()) < 0.05
+    cosine_NN = centred_NE @ centred_NE.T / encoder.width
+    assert abs(cosine_NN[unlike].mean()) < 0.05
+    if name == "e5":  # the second half of the titles are the first in Chinese
+        half = len(cosine_NN) // 2
+        assert np.diag(cosine_NN[:half, half:]).mean() > 0.35
 
 
 # --- SmolLM2 ------------------------------------------------------------------------------------------------------
