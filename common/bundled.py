@@ -19,12 +19,14 @@ class Conversion:
         weights_sha256: hash of the `model.safetensors` that it writes.
         fingerprint: `Pretrained.fingerprint` of the folder: partners compare it, so it must not vary.
         megabytes: size of the folder.
+        centre: which of the pinned centres goes into the folder; empty = none.
     """
 
     function: str
     weights_sha256: str
     fingerprint: str
     megabytes: int
+    centre: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ BUNDLED = {
         conversion=Conversion(
             function="common.conversion.e5:convert",
             weights_sha256="2c0477f8b3b7b1bfb1e002840dc76a7dacd14954e10744294c6247bda254f893",
-            fingerprint="c05bf2dbf0b090e47aa71c854df439169bf55880511881cc7ba217e0147c5d65",
+            fingerprint="606f11b67f4d865c9230f5dacb0276166c8f8be9b20c13ea15f327a88a0177ad",
             megabytes=250,
+            centre="e5",
         ),
     ),
     "smollm2": Bundled(  # SmolLM2-135M-Instruct, Apache-2.0, 134.5 M parameters, 4 to 8 bits each
@@ -78,8 +81,9 @@ BUNDLED = {
         conversion=Conversion(
             function="common.conversion.smollm2:convert",
             weights_sha256="eb17367a15744e94829f8f5b80a38c34b15a7ec430149436ab93a8e7d0da2516",
-            fingerprint="f22f2d3e81145878c6ece53f3f063fff35c1b6cc411f4ef051152d96bb6d1273",
+            fingerprint="82ad62bd18123d1f34636af3ffe3c3b03b3ebf2b9ac74c8cd62e57f61071f5ec",
             megabytes=275,
+            centre="smollm2",
         ),
     ),
 }

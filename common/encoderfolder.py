@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.conversion.centre import CENTRE
 from common.errors import PretrainedError
 
 _WEIGHTS = "model.safetensors"
@@ -33,7 +35,7 @@ class Pretrained:
         spec: as the user wrote it.
         folder: where its files are.
         weights: names of the safetensors files, sorted.
-        files: names of all files that decide an encoding: config, weights, tokenizer, prefix; sorted.
+        files: names of all files that decide an encoding: config, weights, tokenizer, prefix, centre; sorted.
         weights_sha256: hash of the weights file; of several shards, the SHA-256 of their sorted hex hashes, one a
             line (`sha256sum *.safetensors | cut -c1-64 | sort | sha256sum` gives the same).
         fingerprint: SHA-256 over names and hashes of `files`: another tokenizer is another encoder.
@@ -61,7 +63,8 @@ def read_folder(spec: str, folder: Path) -> Pretrained:
     """
     config = _read_json(folder / "config.json", spec)
     weights, prefix = _weights(folder, spec), _prefix(folder, spec)
-    others = ("config.json", *_tokenizer_files(folder, spec), *([_PROMPTS] if prefix else []))
+    others = ["config.json", *_tokenizer_files(folder, spec), *([_PROMPTS] if prefix else [])]
+    others += [CENTRE] if (folder / CENTRE).is_file() else []
     hashes = {file: sha256_of(folder / file, spec) for file in (*weights, *others)}
     weights_sha256 = hashes[weights[0]] if len(weights) == 1 else _lines_hash(sorted(hashes[file] for file in weights))
     fingerprint = _lines_hash(f"{file} {digest}" for file, digest in sorted(hashes.items()))
@@ -106,6 +109,21 @@ def _prefix(folder: Path, spec: str) -> str:
     if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
         raise PretrainedError(f"{spec}: {_PROMPTS} names the default prompt {name!r:.40} and does not hold it")
     return str(prompts[name])
+
+
+def read_centre(pretrained: Pretrained) -> list[float] | None:
+    """Returns what is taken off each state, E numbers; None where the folder holds no centre.
+
+    Raises:
+        PretrainedError: when the file holds something else.
+    """
+    if CENTRE not in pretrained.files:
+        return None
+    values = _read_json(pretrained.folder / CENTRE, pretrained.spec).get("centre")
+    numbers = isinstance(values, list) and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    if not isinstance(values, list) or not numbers or len(values) != pretrained.width:
+        raise PretrainedError(f'{pretrained.spec}: {CENTRE} must hold {pretrained.width} numbers as "centre"')
+    return [float(value) for value in values]
 
 
 def _read_json(path: Path, spec: str) -> dict[str, Any]:

@@ -23,9 +23,10 @@ import numpy.typing as npt
 
 from common.bundled import Bundled, Conversion, bundled_of, path_in_wheel
 from common.cachefolder import default_cache_dir
-from common.conversion.once import convert_once
+from common.conversion.centre import CENTRE, centre_of
+from common.conversion.once import convert_once, write_json
 from common.encoderfolder import Pretrained as Pretrained
-from common.encoderfolder import read_folder, sha256_of
+from common.encoderfolder import read_centre, read_folder, sha256_of
 from common.errors import PretrainedError
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})", re.ASCII)
@@ -96,6 +97,8 @@ def _convert(spec: str, name: str, bundled: Bundled, conversion: Conversion, fol
     def fill(empty: Path) -> None:
         convert: Callable[[Path, Path], None] = getattr(importlib.import_module(module), function)
         convert(source, empty)
+        if conversion.centre:
+            write_json(empty / CENTRE, {"centre": centre_of(conversion.centre)})
 
     def problem(candidate: Path) -> str:
         try:
@@ -151,9 +154,12 @@ class TextEncoder:
     alone, and the mean over all of them is the text's.
     """
 
-    def __init__(self, spec: str, model: Any, tokenizer: Any, prefix: str = "") -> None:
+    def __init__(
+        self, spec: str, model: Any, tokenizer: Any, prefix: str = "", centre: Sequence[float] | None = None
+    ) -> None:
         self.spec = spec
         self.prefix = prefix
+        self.centre_E = None if centre is None else np.array(centre, np.float32)
         self.model = model
         self.tokenizer = tokenizer
         self.width = int(model.config.hidden_size)
@@ -163,8 +169,9 @@ class TextEncoder:
     def encode(self, texts: Sequence[str], max_tokens: int) -> npt.NDArray[np.float32]:
         """Returns one state per text: the mean of the last hidden state over its tokens, scaled to unit mean square.
 
-        The mean is L2-normalised and multiplied by sqrt(E), so that entries are of size 1 whatever the width. This
-        normalisation is fixed and public: nothing is fitted on data, so it costs no privacy. A text is cut after
+        The mean is L2-normalised and multiplied by sqrt(E), so that entries are of size 1 whatever the width; where the
+        encoder has a centre, that is taken off, and the rest scaled in the same way. All of this is fixed and public:
+        nothing is fitted on data, so it costs no privacy. A text is cut after
         `max_tokens` tokens, prefix and special tokens included; a text that has no token at all has the zero state.
 
         Formal guarantees:
@@ -254,8 +261,12 @@ class TextEncoder:
             hidden_1TE = self.model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).last_hidden_state.float()
             # The sum points where the mean points, and only the direction outlives the normalisation.
             unit_1E = torch.nn.functional.normalize(hidden_1TE.sum(1), dim=1)
-        state_E: npt.NDArray[np.float32] = (unit_1E[0] * self.width**0.5).cpu().numpy()
-        return state_E
+            state_E = unit_1E[0] * self.width**0.5
+            if self.centre_E is not None:
+                off_E = state_E - torch.from_numpy(self.centre_E).to(state_E.device)
+                state_E = torch.nn.functional.normalize(off_E, dim=0) * self.width**0.5
+            found_E: npt.NDArray[np.float32] = state_E.cpu().numpy()
+        return found_E
 
 
 class _ReachedError(Exception):
@@ -321,7 +332,7 @@ def load_text_encoder(pretrained: Pretrained) -> TextEncoder:
     model.train = partial(_train_nothing, model)
     model.eval()
     model.config.use_cache = False  # a decoder would keep keys and values for a next token that nobody asks for
-    return TextEncoder(pretrained.spec, model, tokenizer, pretrained.prefix)
+    return TextEncoder(pretrained.spec, model, tokenizer, pretrained.prefix, read_centre(pretrained))
 
 
 def _check_loading(spec: str, info: dict[str, Any]) -> None:

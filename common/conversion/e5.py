@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.conversion.halves import Weight, shortest, write_json, write_weights
+from common.conversion.halves import Weight, shortest, write_weights
+from common.conversion.once import write_json
 
 # The model card: "Use 'query: ' prefix for symmetric tasks [...] or if you want to use embeddings as features". Titles
 # are compared with titles, and their states are features of a head; "passage: " is for what a search query must find.

@@ -98,11 +98,6 @@ def dequantised(stored_RB: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[np.f
     return values_RC
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whose bytes are a function of the value alone."""
-    path.write_bytes(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True).encode() + b"\n")
-
-
 def shortest(value: float) -> float:
     """Returns the shortest decimal that is this float32: 1e-12, where a double would show 9.99999996e-13."""
     return float(str(np.float32(value)))

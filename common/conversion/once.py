@@ -1,11 +1,13 @@
 """A folder is converted once per cache folder: whole or not at all, by one process at a time."""
 
 import fcntl
+import json
 import logging
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common.errors import PretrainedError, disk_says
 
@@ -62,3 +64,8 @@ def _convert(spec: str, target: Path, convert: Callable[[Path], None], problem: 
         filled.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whose bytes are a function of the value alone."""
+    path.write_bytes(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True).encode() + b"\n")

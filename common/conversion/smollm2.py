@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from common.conversion.halves import Weight, shortest, write_json, write_weights
+from common.conversion.halves import Weight, shortest, write_weights
+from common.conversion.once import write_json
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

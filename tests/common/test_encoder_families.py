@@ -198,3 +198,44 @@ def test_max_tokens_must_leave_room_for_a_text(prefixed: Path) -> None:
         encoder.encode(["phone"], 8)
     states_NE = encoder.encode(["phone", "weather"], 9)
     assert np.abs(states_NE[0] - states_NE[1]).max() > 1e-3
+
+
+# --- centres ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def centred(folders: dict[str, Path], tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(folders["llama"], tmp_path / "centred"))
+    (folder / "centre.json").write_text(json.dumps({"centre": [0.5, -1, *[0.25] * 30]}))
+    return folder
+
+
+def test_the_centre_is_taken_off_and_the_rest_scaled(centred: Path, encoders: dict[str, TextEncoder]) -> None:
+    texts = list(HARD.values())
+    states_NE = load_text_encoder(locate(f"path:{centred}")).encode(texts, 48)
+    rest_NE = encoders["llama"].encode(texts, 48) - np.array([0.5, -1, *[0.25] * 30])
+    expected_NE = rest_NE / np.sqrt((rest_NE**2).mean(1, keepdims=True))
+    expected_NE[texts.index("")] = 0  # no token, no state, and nothing to take off
+    np.testing.assert_allclose(states_NE, expected_NE, atol=1e-5)
+
+
+def test_the_centre_is_part_of_the_fingerprint(centred: Path, folders: dict[str, Path]) -> None:
+    first, plain = locate(f"path:{centred}"), locate(f"path:{folders['llama']}")
+    (centred / "centre.json").write_text(json.dumps({"centre": [0.5] * 32}))
+    assert len({plain.fingerprint, first.fingerprint, locate(f"path:{centred}").fingerprint}) == 3
+    assert "centre.json" in first.files
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"centre": [1, 2]}', '{"centre": "no"}', json.dumps({"centre": [float("nan")] * 32})]
+)
+def test_a_centre_that_does_not_fit_is_refused(text: str, centred: Path) -> None:
+    (centred / "centre.json").write_text(text)
+    with pytest.raises(PretrainedError, match=r'centre\.json must hold 32 numbers as "centre"'):
+        load_text_encoder(locate(f"path:{centred}"))
+
+
+def test_a_state_that_is_the_centre_itself_is_zero_and_finite(centred: Path, encoders: dict[str, TextEncoder]) -> None:
+    state_E = encoders["llama"].encode(["phone"], 48)[0]
+    (centred / "centre.json").write_text(json.dumps({"centre": state_E.tolist()}))
+    assert not load_text_encoder(locate(f"path:{centred}")).encode(["phone"], 48).any()
