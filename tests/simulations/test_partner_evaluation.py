@@ -36,10 +36,10 @@ USERS = {"users": 240, "items": 30, "impressions_per_user": 8, "purchase_rate": 
 
 def evaluated(encoder: Path, mode: str = "local", split: str = "time", rounds: int = 2, **tables: Any) -> Config:
     """Returns a small run whose partners evaluate, with noise named for an epsilon in the hundreds."""
-    privacy = {"mode": mode} | tables.pop("privacy", {})
+    privacy = {"mode": mode, "evaluation_clip": 2.0} | tables.pop("privacy", {})
     if mode in ("label", "none"):
         privacy |= {"noise_multiplier": None} | ({"label_epsilon": 3.0} if mode == "label" else {})
-    rule = {"at": "partners"} | tables.pop("evaluation", {})
+    rule = {"at": "partners", "bins": 32} | tables.pop("evaluation", {})
     data = {"split": split, "generator": USERS}
     tables |= {"data": data, "evaluation": rule, "privacy": {k: v for k, v in privacy.items() if v is not None}}
     config = small_config(encoder, 4, rounds, **tables)
