@@ -123,7 +123,7 @@ def base_of(path: tuple[str, ...]) -> Config:
     """Returns LOOSE, where partners evaluate if that is what a key is about."""
     if path[0] != "evaluation" or path[1] == "at":
         return LOOSE
-    return replace(LOOSE, evaluation=replace(LOOSE.evaluation, at="partners"))
+    return dataclasses.replace(LOOSE, evaluation=dataclasses.replace(LOOSE.evaluation, at="partners"))
 
 
 def with_value(path: tuple[str, ...], value: Any) -> dict[str, Any]:

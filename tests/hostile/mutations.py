@@ -14,6 +14,7 @@ PARTICIPANT, WORKER, SENT = "client/participant.py", "client/worker.py", "client
 SECURE = "server/secure.py"
 RECEIVED, LINEAGE = "client/received.py", "common/lineage.py"
 STATISTICS = "client/statistics.py"
+WORK = "client/work.py"
 EVALUATION = "client/evaluation.py"
 CHARGING = "client/charging.py"
 BUDGET, LEDGER, CHAIN = "client/budget.py", "common/privacy/ledger.py", "common/privacy/chain.py"
@@ -183,7 +184,7 @@ PARTNER_MUTATIONS = (
     _hostile(WORKER, "shared_noise", "noise_is_not_shared_among_neighbours", ("self._require_complete(task)\n", "\n")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        self._check(task)", "self._check(task)")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        return StatisticsReply", "return StatisticsReply")),
-    _hostile(WORKER, "tasks", "masking_and_work_of_two_rounds_are_refused", ("    if not same:\n", "    if False:\n")),
+    _hostile(WORK, "tasks", "masking_and_work_of_two_rounds_are_refused", ("    if not same:\n", "    if False:\n")),
     _hostile(WORKER, "leaks", "promise_1_refusals_say_the_same_whatever_the_data", ("self._require_affordable(task)\n", "\n")),
     _hostile(WORKER, "tasks", "work_that_this_partner_does_not_do_is_refused_before_the_budget", ("self._check(work)\n", "\n")),
     _hostile(WORKER, "tasks", "work_that_this_partner_does_not_do_is_refused_before_the_budget", ("self._require_steps(task.plan.local_steps)", "")),

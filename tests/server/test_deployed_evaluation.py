@@ -56,7 +56,7 @@ def test_a_server_whose_partners_evaluate_needs_no_clicks(home: Path) -> None:
 def test_a_server_that_evaluates_alone_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     operator = Operator(tmp_path, capsys)
     operator.provision(consortium())
-    with pytest.raises(ConfigError, match="clicks or card is unset in server.toml: name the held-out clicks"):
+    with pytest.raises(ConfigError, match=r"clicks or card is unset in server\.toml: name the held-out clicks"):
         prepare_folder(load_deployment(without_clicks(operator.kits / "server")))
 
 
