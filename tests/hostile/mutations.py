@@ -254,7 +254,7 @@ SERVER_MUTATIONS = (
     _secagg(UNMASK, "unmasking", "too_many_corrupted_shares_are_too_few_good_ones", ("if len(found) < self.threshold:", "if False:")),
 )  # fmt: skip
 
-_TOOK_PART = "if task.run_id not in self._joined and all(event.run_id != task.run_id for event in events):"
+_TOOK_PART = "if not self.took_part(task.run_id):"
 _GIVEN_BEFORE = "if read_model_folder(folder, self._config.most_model_bytes) != dict(files):"
 
 DELIVERY_MUTATIONS = (
