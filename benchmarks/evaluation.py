@@ -32,8 +32,8 @@ from simulations.run import simulate
 CONFIG = REPOSITORY / "simulations" / "configs" / "scale.toml"
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 MODES = ("distributed", "local")
-BINS = (8, 16, 32, 64, 128)
-ROWS_AND_CLIPS = ((4, 2.0), (16, 1.0), (16, 2.0), (16, 4.0), (16, 16.0))
+BINS = (16, 32, 64, 128)
+ROWS_AND_CLIPS = ((4, 2.0), (16, 2.0), (16, 4.0), (16, 16.0))
 SEEDS = range(1, 41)
 _DELTA = 1e-5
 _PARTNERS = 6
@@ -85,6 +85,7 @@ def _scored(options: Options) -> HeldOutScores:
         f"data.generator.users={users}",
         f"data.partners={_PARTNERS}",
         "data.generator.purchase_rate=0.0",
+        "model.prior_click_rate=0.2",  # what a consortium knows of its clicks, and what the bins lie around
         'privacy.mode="none"',
         "round.num_rounds=4",
         "round.local_steps=25",

@@ -14,7 +14,8 @@ from flwr.app import RecordDict
 
 from client.partner import PartnerConfig, load_partner
 from client.rpc.refused import Refused
-from client.worker import Work, Worker
+from client.work import Work
+from client.worker import Worker
 from common.errors import BudgetExhausted, HushclickError, ProtocolError
 from common.histogram_messages import EvaluationTask, HistogramTask, ReleaseTask
 from common.message_types import (

@@ -30,6 +30,7 @@ from client.sent import SentFile, exclusive
 from client.statistics import Histograms
 from client.training import DpStep, Randomness, require_in_bounds, train_privately
 from client.userdata import UserData
+from client.work import Work, require_one_task
 from common.config import ModelConfig, fingerprint
 from common.contribution import LocalDelta
 from common.errors import BudgetExhausted, ProtocolError
@@ -73,8 +74,6 @@ from common.stage_messages import (
     Upload,
 )
 from common.vector import layout_fingerprint, write_vector
-
-Work = TrainTask | StatisticsTask | HistogramTask | EvaluationTask
 
 _MOST_RUNS = 256  # that are remembered as joined: the latest
 
@@ -200,7 +199,7 @@ class Worker(UserData):
         Raises:
             BudgetExhausted, ProtocolError: as `train`, and whatever `Participant` refuses.
         """
-        _require_one_task(task, work, whole_numbers=self.config.privacy.mode == "distributed")
+        require_one_task(task, work, whole_numbers=self.config.privacy.mode == "distributed")
         coding = Coding(task.bits, task.clip)
         with self._alone():
             shared = self._shared_of(work)
@@ -429,28 +428,6 @@ class Worker(UserData):
 
     def _model(self) -> ClickModel:
         return thread_model(self.config.model, self._pretrained, 2 if self._has_purchases else 1)
-
-
-def _require_one_task(task: MaskTask, work: Work, whole_numbers: bool) -> None:
-    """Refuses a masking task and a piece of work that are not of one round."""
-    session = task.session
-    if isinstance(work, HistogramTask | EvaluationTask):
-        same = (work.run_id, work.round, work.length) == (session.run_id, session.round, task.length)
-        if not same or task.clip != 0:
-            raise ProtocolError("run, round, length or update_bound differ between masking and histogram")
-        return
-    if isinstance(work, StatisticsTask):
-        same = (work.run_id, 0, 2 * len(work.catalogue)) == (session.run_id, session.round, task.length)
-        same = same and task.clip == 0
-    else:
-        same = (work.run_id, work.round, work.attempt) == (session.run_id, session.round, session.attempt)
-        same = (
-            same
-            and (work.weight, len(work.model_D)) == (task.weight, task.length)
-            and (task.clip == 0 if whole_numbers else task.clip > 0)
-        )
-    if not same:
-        raise ProtocolError("run, round, attempt, weight, length or update_bound differ between masking and work")
 
 
 def thread_model(config: ModelConfig, pretrained: Pretrained, heads: int) -> ClickModel:

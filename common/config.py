@@ -152,7 +152,7 @@ class PrivacyConfig:
     # all of a run's may cost by themselves; unset = a quarter of epsilon.
     evaluation_noise_multiplier: Annotated[float, Field(gt=0, le=1000)] | None = None
     evaluation_epsilon: Annotated[float, Field(gt=0, lt=1000)] | None = None
-    evaluation_clip: Annotated[float, Field(gt=0, le=1000)] = 2.0  # L2 bound on one user's vector, in rows
+    evaluation_clip: Annotated[float, Field(gt=0, le=1000)] = 4.0  # L2 bound on one user's vector, in rows
     # Mode label: of one click label, which is kept with probability e^epsilon / (1 + e^epsilon); unset = epsilon.
     label_epsilon: Annotated[float, Field(gt=0, le=20)] | None = None
     fixed_seed: Seed | None = None  # tests and reproducible simulations only: whoever knows it can remove the noise
@@ -245,7 +245,7 @@ class EvaluationConfig:
     from_time: Annotated[int, Field(ge=0, lt=253_402_300_800)] | None = None
     user_share: Share | None = None
     key: Annotated[str, Field(max_length=200)] = ""  # of the hash that draws these users: another draws others
-    bins: Annotated[int, Field(ge=8, le=1024)] = 32  # of the histogram, clicked and not: AUC has ties within one
+    bins: Annotated[int, Field(ge=8, le=1024)] = 64  # of the histogram, clicked and not: AUC has ties within one
     max_rows: Annotated[int, Field(ge=1, le=4096)] = 16  # of a user, the latest that are held out
     releases: Annotated[int, Field(ge=1, le=1000)] = 1  # of a run; the last is of the final model
 

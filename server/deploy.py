@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from common.card import DataCard, load_card
 from common.clicks import ClickLog, read_clicks
 from common.config import Config, dump_config, load_config
@@ -101,8 +103,10 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
                 )
         link_signing_key(folder, Path(deployment.signing_key))
         return folder
+    central = _central(deployment, config)
     folder.root.mkdir(parents=True, exist_ok=True)
-    _bring_central(deployment, config, folder)
+    if central is not None:
+        central.to_parquet(folder.central, index=False)
     _copy_catalogue(deployment, config, folder)
     shutil.copyfile(roster, folder.roster)
     folder.audit.touch(mode=0o600)
@@ -111,15 +115,15 @@ def prepare_folder(deployment: ServerDeployment) -> RunFolder:
     return folder
 
 
-def _bring_central(deployment: ServerDeployment, config: Config, folder: RunFolder) -> None:
-    """Puts the held-out clicks of the central evaluation into the run folder; without any, partners must evaluate.
+def _central(deployment: ServerDeployment, config: Config) -> pd.DataFrame | None:
+    """Returns the held-out clicks of the central evaluation; None where there are none, and partners evaluate.
 
     Raises:
         ConfigError: where none are named, and nobody else evaluates; or none of their data card.
         DataError: where they cannot be read.
     """
     if not deployment.clicks and config.evaluation.by_partners:
-        return
+        return None
     if not (deployment.clicks and deployment.card):
         raise ConfigError(
             "clicks or card is unset in server.toml: name the held-out clicks of the central evaluation and their data"
@@ -128,8 +132,7 @@ def _bring_central(deployment: ServerDeployment, config: Config, folder: RunFold
     card = load_card(Path(deployment.card))
     log_read = read_clicks(Path(deployment.clicks), card, sensitive=True)
     _say_sensitive(card, log_read)
-    marked = mark_sampling(central_rows(log_read, config.data), card.click.unclicked_kept)
-    marked.to_parquet(folder.central, index=False)
+    return mark_sampling(central_rows(log_read, config.data), card.click.unclicked_kept)
 
 
 def _copy_catalogue(deployment: ServerDeployment, config: Config, folder: RunFolder) -> None:

@@ -75,12 +75,21 @@ class TextTail(nn.Module):
     model of frozen states does.
     """
 
-    def __init__(self, encoder: Any, family: Family, config: ModelConfig, frozen_layers: int, seed: int) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        family: Family,
+        config: ModelConfig,
+        frozen_layers: int,
+        seed: int,
+        centre_E: Float | None = None,
+    ) -> None:
         super().__init__()
         self.width = int(encoder.config.hidden_size)
         self._causal = family.causal
         # Its buffers are of positions, not of data; as an attribute of a tuple it is no part of this module.
         self._rotary: tuple[Any, ...] = (encoder.rotary_emb,) if family.causal else ()
+        self._centre_E = None if centre_E is None else torch.from_numpy(centre_E.copy())
         self.layers = nn.ModuleList(encoder_layers(encoder)[frozen_layers:])
         self.norm = encoder.norm if family.causal else nn.Identity()
         self.requires_grad_(config.tune in ("top_layers", "full"))
@@ -117,6 +126,9 @@ class TextTail(nn.Module):
         total_VE = total_VE.index_add(0, torch.from_numpy(np.array(kept)[packing.text_S]).to(device), hidden_SE)
         # The sum points where the mean points, and only the direction outlives the normalisation.
         state_VE: Tensor = nn.functional.normalize(total_VE, dim=1) * self.width**0.5
+        if self._centre_E is not None:
+            off_VE = nn.functional.normalize(state_VE - self._centre_E.to(device), dim=1) * self.width**0.5
+            state_VE = torch.where((total_VE != 0).any(dim=1, keepdim=True), off_VE, state_VE)
         return state_VE
 
     @property
@@ -164,7 +176,7 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
         PretrainedError: for an encoder of a family whose layers are not known here, or that has fewer layers than
             `tune_layers`.
     """
-    encoder, family = _loaded(pretrained)
+    encoder, family, centre_E = _loaded(pretrained)
     layers = len(encoder_layers(encoder))
     if config.tune_layers > layers:
         raise PretrainedError(
@@ -175,14 +187,16 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
     # What is not trained is the same for every model of this process; what is, is each model's own.
     shared = {} if whole else {id(parameter): parameter for parameter in encoder.parameters()}
     own = copy.deepcopy(encoder, shared)
-    return TextTail(own, family, config, config.frozen_layers(layers), seed)
+    return TextTail(own, family, config, config.frozen_layers(layers), seed, centre_E)
 
 
-_encoders: dict[str, tuple[Any, Family]] = {}
+_Loaded = tuple[Any, Family, Float | None]  # an encoder, its family, and what is taken off its states
+
+_encoders: dict[str, _Loaded] = {}
 _lock = threading.Lock()
 
 
-def _loaded(pretrained: Pretrained) -> tuple[Any, Family]:
+def _loaded(pretrained: Pretrained) -> _Loaded:
     """Returns this process' copy of an encoder, and its family, once its layers were seen to do what it does."""
     with _lock:
         if pretrained.fingerprint not in _encoders:
@@ -190,7 +204,7 @@ def _loaded(pretrained: Pretrained) -> tuple[Any, Family]:
         return _encoders[pretrained.fingerprint]
 
 
-def _load(pretrained: Pretrained) -> tuple[Any, Family]:
+def _load(pretrained: Pretrained) -> _Loaded:
     loaded = load_text_encoder(pretrained)
     kind = str(getattr(loaded.model.config, "model_type", ""))
     if kind not in _FAMILIES:
@@ -199,7 +213,7 @@ def _load(pretrained: Pretrained) -> tuple[Any, Family]:
             f' {", ".join(sorted(_FAMILIES))}; model.tune = "head" works with every encoder'
         )
     family = _FAMILIES[kind]
-    tail = TextTail(copy.deepcopy(loaded.model), family, ModelConfig(), 0, seed=0)
+    tail = TextTail(copy.deepcopy(loaded.model), family, ModelConfig(), 0, 0, loaded.centre_E)
     length = min(16, loaded.most_tokens)
     with torch.no_grad():
         ours_VE = tail(loaded.token_states(_PROBE, length, 0)).numpy()
@@ -209,4 +223,4 @@ def _load(pretrained: Pretrained) -> tuple[Any, Family]:
             ' model.tune = "head" works with it'
         )
     del loaded.model.__dict__["train"]  # bound to the object, and copies are made of it
-    return loaded.model, family
+    return loaded.model, family, loaded.centre_E

@@ -21,7 +21,7 @@ from client.desk import forget_workers, place_worker
 from client.partner import PartnerConfig
 from client.statistics import Histograms
 from client.userdata import HeldOutRows
-from client.worker import Work
+from client.work import Work
 from common.config import Config
 from common.features import UserRows
 from common.histogram_messages import EvaluationTask, HistogramTask

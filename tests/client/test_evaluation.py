@@ -164,7 +164,7 @@ def test_a_histogram_is_the_clipped_counts_and_noise_of_the_claimed_size(
     (event,) = worker._ledger.events()
     assert (event.purpose, event.unit, event.shares) == ("evaluation", unit, shares)
     assert event.impressions == (5 if unit == "impression" else 1)
-    assert event.clip == (1.0 if unit == "impression" else 2.0)
+    assert event.clip == (1.0 if unit == "impression" else 4.0)
     assert (shares > 1) == (mode == "distributed")
 
 

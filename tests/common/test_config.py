@@ -119,9 +119,16 @@ def table_of(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     return value
 
 
+def base_of(path: tuple[str, ...]) -> Config:
+    """Returns LOOSE, where partners evaluate if that is what a key is about."""
+    if path[0] != "evaluation" or path[1] == "at":
+        return LOOSE
+    return dataclasses.replace(LOOSE, evaluation=dataclasses.replace(LOOSE.evaluation, at="partners"))
+
+
 def with_value(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     """Returns the table of LOOSE with one key set."""
-    table = to_table(LOOSE)
+    table = to_table(base_of(path))
     inner = table
     for name in path[:-1]:
         inner = inner[name]
@@ -141,6 +148,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     table["data"]["partners"] = 65_536
     table["data"]["path"], table["data"]["card"] = table["data"]["path"] or "p", table["data"]["card"] or "c"
     table["round"]["partners_per_round"] = min(max(table["round"]["partners_per_round"], 3), 65_536)
+    table["evaluation"] |= {"at": "partners", "releases": 1}
     table["aggregation"] |= {"method": "secure", "min_partners": 3, "colluders": 1, "groups": 1}
     table["privacy"]["max_local_steps"] = max(table["privacy"]["max_local_steps"], table["round"]["local_steps"])
     private = table["privacy"]["mode"] in ("local", "distributed") and table["privacy"]["unit"] == "user"
@@ -409,6 +417,7 @@ AGREEING: dict[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("simulation", "attackers"): st.integers(2, 65_535),
     ("privacy", "mode"): st.just("local"),
     ("model", "item_rates"): st.just("exact"),
+    ("evaluation", "releases"): st.integers(2, 10),
 }
 
 
@@ -425,7 +434,7 @@ def test_each_field_changes_the_fingerprint(
     other_values = values_of(kind, found).filter(lambda value: value != plain)
     allowed = AGREEING.get(path, other_values)
     other = parse_config(with_value(path, data.draw(allowed)))
-    assert fingerprint(other) != fingerprint(LOOSE)
+    assert fingerprint(other) != fingerprint(base_of(path))
 
 
 def test_the_fingerprint_is_of_values_not_of_spelling(tmp_path: Path) -> None:
@@ -490,3 +499,29 @@ def test_promise_2_privacy_is_a_class_of_its_own() -> None:
 def test_promise_2_no_privacy_field_crosses_with_a_task() -> None:
     own = {field.name for field in dataclasses.fields(PrivacyConfig)}
     assert not own & {field.name for field in dataclasses.fields(TrainTask)}
+
+
+@pytest.mark.parametrize(
+    ("table", "match"),
+    [
+        ({"evaluation": {"at": "partners"}, "aggregation": {"method": "plain"}}, "the server may see sums alone"),
+        ({"evaluation": {"from_time": 5}}, 'evaluation.from_time = 5: holds nothing out with evaluation.at = "server"'),
+        ({"evaluation": {"user_share": 0.1}}, "evaluation.user_share = 0.1: holds nothing out"),
+        ({"evaluation": {"at": "partners", "releases": 11}}, "evaluation.releases = 11: at most one a round"),
+        ({"evaluation": {"at": "partners", "bins": 4}}, "evaluation.bins = 4"),
+        ({"evaluation": {"at": "partners", "user_share": 1.0}}, "evaluation.user_share = 1.0"),
+        ({"evaluation": {"at": "partners", "from_time": -1}}, "evaluation.from_time = -1"),
+        (
+            {
+                "evaluation": {"at": "partners"},
+                "data": {"partners": 300},
+                "round": {"partners_per_round": 20, "local_steps": 1},
+                "privacy": {"mode": "distributed"},
+            },
+            "300 partners: all are in one sum",
+        ),
+    ],
+)
+def test_evaluation_at_the_partners_asks_things_of_the_rest(table: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        parse_config(table)

@@ -5,11 +5,12 @@ import hashlib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from common.split import split_rows, stable_hash
+from common.split import Rule, split_rows, stable_hash
 
 
 def rows(users, times, clicked):
@@ -117,3 +118,40 @@ def test_an_unusable_side_is_refused_with_the_mend(log, name, message):
         split_rows(log, name, 0.2)
     assert message in str(refusal.value)
     assert "data." in str(refusal.value)
+
+
+# --- what partners hold out -------------------------------------------------------------------------------------------
+
+
+def test_the_rule_of_a_split_is_the_split() -> None:
+    """What a partner holds out by the cut and the share of a split are the split's own test rows."""
+    rows = random_rows(40, seed=8)
+    for split in ("time", "user", "user_time"):
+        found = split_rows(rows, split, 0.3)  # type: ignore[arg-type]
+        train_N, test_N = Rule(found.cut_time, None if split == "time" else 0.3).sides(rows)
+        assert np.array_equal(train_N, found.train_N)
+        assert np.array_equal(test_N, found.test_N)
+
+
+def test_a_rows_side_depends_on_its_own_user_and_time_alone() -> None:
+    rows = random_rows(40, seed=8)
+    rule = Rule(int(rows["time"].median()), 0.4, "agreed")
+    train_N, test_N = rule.sides(rows)
+    assert 0 < test_N.sum() < len(rows)
+    assert not (train_N & test_N).any()
+    order_N = np.random.default_rng(1).permutation(len(rows))[: len(rows) // 2]
+    shuffled = rows.iloc[order_N].assign(clicked=1, item="another")
+    assert np.array_equal(rule.sides(shuffled)[0], train_N[order_N])
+    assert np.array_equal(rule.sides(shuffled)[1], test_N[order_N])
+
+
+def test_another_key_holds_out_other_users_and_none_holds_all() -> None:
+    rows = random_rows(200, seed=8)
+    drawn = {key: set(rows.loc[Rule(None, 0.5, key).sides(rows)[1], "user"]) for key in ("", "one", "two")}
+    for key, users in drawn.items():
+        assert 70 < len(users) < 130
+        others = [len(users & other) for name, other in drawn.items() if name != key]
+        assert all(30 < both < 70 for both in others)  # about a quarter of all: independent draws
+    train_N, test_N = Rule().sides(rows)
+    assert train_N.all()
+    assert test_N.all()

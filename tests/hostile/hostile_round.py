@@ -18,7 +18,7 @@ from hostile.hostile_server import RUN, HostileServer, Refused, identity
 from numpy.typing import NDArray
 from partner_folder import PLAN
 
-from client.worker import Work
+from client.work import Work
 from common.histogram_messages import EvaluationTask, HistogramTask
 from common.message_types import REFUSED
 from common.messages import StatisticsTask, TrainingPlan, TrainTask

@@ -25,7 +25,8 @@ from safetensors.numpy import load_file
 from client.app import app
 from client.desk import forget_workers, worker_at
 from client.partner import PartnerAggregation
-from client.worker import Work, Worker, thread_model
+from client.work import Work
+from client.worker import Worker, thread_model
 from common.histogram_messages import EvaluationTask, HistogramTask
 from common.message_types import (
     QUERY_ADVERTISE,

@@ -14,6 +14,8 @@ PARTICIPANT, WORKER, SENT = "client/participant.py", "client/worker.py", "client
 SECURE = "server/secure.py"
 RECEIVED, LINEAGE = "client/received.py", "common/lineage.py"
 STATISTICS = "client/statistics.py"
+WORK = "client/work.py"
+EVALUATION = "client/evaluation.py"
 CHARGING = "client/charging.py"
 BUDGET, LEDGER, CHAIN = "client/budget.py", "common/privacy/ledger.py", "common/privacy/chain.py"
 
@@ -171,11 +173,18 @@ PARTNER_MUTATIONS = (
     _hostile(CHARGING, "statistics", "a_retry_gets_the_same_noisy_vector_and_is_charged_once", ("earlier_D = sent.reuse(task, shared)", "earlier_D = None")),
     _hostile(CHARGING, "statistics", "a_budget_that_went_meanwhile_refuses_before_data_is_touched", ("reservation = budget.reserve(event(), room)", "reservation = 0"), ("budget.commit(reservation)", "pass")),
     _hostile(STATISTICS, "statistics", "every_release_is_charged_and_one_too_many_refused_before_data_is_touched", ("if self._budget.affordable_rounds(self._event(session)) == 0:", "if False:")),
+    _hostile(CHARGING, "evaluation", "a_retry_of_an_evaluation_gets_the_same_bytes_and_is_charged_once", ("earlier_D = sent.reuse(task, shared)", "earlier_D = None")),
+    _hostile(CHARGING, "evaluation", "a_budget_that_went_meanwhile_refuses_an_evaluation_before_data_is_touched", ("reservation = budget.reserve(event(), room)", "reservation = 0"), ("budget.commit(reservation)", "pass")),
+    _hostile(EVALUATION, "evaluation", "every_evaluation_is_charged_and_one_too_many_refused_before_data_is_touched", ("if self._budget.affordable_rounds(self._event(session)) == 0:", "if False:")),
+    _hostile(EVALUATION, "evaluation", "a_run_has_no_more_evaluations_than_the_partner_allows", ("if number not in rounds and len(rounds) >= evaluation.releases:", "if False:")),
+    _hostile(EVALUATION, "evaluation", "an_evaluation_of_a_run_that_it_took_no_part_in_is_refused_at_once", ("if found is None or not self._host.took_part(found[0]):", "if found is None:")),
+    _hostile(EVALUATION, "evaluation", "training_leaves_room_for_the_evaluation", ("return [self._event(SessionId(run_id, 0, 0))] * left", "return ()")),
+    _hostile(EVALUATION, "evaluation", "a_model_of_another_layout_or_out_of_bounds_is_refused_and_costs_nothing", ("        self._host.loaded(task)  # what cannot be scored must cost nothing\n", "")),
     _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('once = self.config.privacy.mode == "distributed"', "once = False")),
     _hostile(WORKER, "shared_noise", "noise_is_not_shared_among_neighbours", ("self._require_complete(task)\n", "\n")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        self._check(task)", "self._check(task)")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        return StatisticsReply", "return StatisticsReply")),
-    _hostile(WORKER, "tasks", "masking_and_work_of_two_rounds_are_refused", ("    if not same:\n", "    if False:\n")),
+    _hostile(WORK, "tasks", "masking_and_work_of_two_rounds_are_refused", ("    if not same:\n", "    if False:\n")),
     _hostile(WORKER, "leaks", "promise_1_refusals_say_the_same_whatever_the_data", ("self._require_affordable(task)\n", "\n")),
     _hostile(WORKER, "tasks", "work_that_this_partner_does_not_do_is_refused_before_the_budget", ("self._check(work)\n", "\n")),
     _hostile(WORKER, "tasks", "work_that_this_partner_does_not_do_is_refused_before_the_budget", ("self._require_steps(task.plan.local_steps)", "")),
@@ -245,7 +254,7 @@ SERVER_MUTATIONS = (
     _secagg(UNMASK, "unmasking", "too_many_corrupted_shares_are_too_few_good_ones", ("if len(found) < self.threshold:", "if False:")),
 )  # fmt: skip
 
-_TOOK_PART = "if task.run_id not in self._joined and all(event.run_id != task.run_id for event in events):"
+_TOOK_PART = "if not self.took_part(task.run_id):"
 _GIVEN_BEFORE = "if read_model_folder(folder, self._config.most_model_bytes) != dict(files):"
 
 DELIVERY_MUTATIONS = (

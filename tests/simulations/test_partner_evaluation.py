@@ -22,6 +22,7 @@ from common.config import Config, dump_config, load_config
 from common.errors import BudgetExhausted, ConfigError, Stopped
 from common.privacy.accounting import epsilon
 from common.privacy.ledger import Ledger
+from common.privacy.mixture import epsilon_per_user
 from common.privacy.views import as_seen
 from common.runfolder import RunFolder
 from common.schedule import with_calibrated_noise
@@ -36,10 +37,10 @@ USERS = {"users": 240, "items": 30, "impressions_per_user": 8, "purchase_rate": 
 
 def evaluated(encoder: Path, mode: str = "local", split: str = "time", rounds: int = 2, **tables: Any) -> Config:
     """Returns a small run whose partners evaluate, with noise named for an epsilon in the hundreds."""
-    privacy = {"mode": mode} | tables.pop("privacy", {})
+    privacy = {"mode": mode, "evaluation_clip": 2.0} | tables.pop("privacy", {})
     if mode in ("label", "none"):
         privacy |= {"noise_multiplier": None} | ({"label_epsilon": 3.0} if mode == "label" else {})
-    rule = {"at": "partners"} | tables.pop("evaluation", {})
+    rule = {"at": "partners", "bins": 32} | tables.pop("evaluation", {})
     data = {"split": split, "generator": USERS}
     tables |= {"data": data, "evaluation": rule, "privacy": {k: v for k, v in privacy.items() if v is not None}}
     config = small_config(encoder, 4, rounds, **tables)
@@ -436,3 +437,19 @@ def test_a_plan_counts_the_evaluation(tiny_encoder: Path, tmp_path: Path, capsys
     assert 29.5 < found["asked"]["epsilons"][-1] <= 30.0
     assert main(words) == 0
     assert "Partners evaluate the model once, after the last round" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_the_unit_is_a_row_a_users_epsilon_counts_the_evaluation(tiny_encoder: Path, tmp_path: Path) -> None:
+    privacy = {"unit": "impression", "max_impressions_per_user": 4, "noise_multiplier": 4.0}
+    privacy |= {"evaluation_noise_multiplier": 4.0}
+    found = run(evaluated(tiny_encoder, privacy=privacy), tmp_path / "run")
+    events = events_of(RunFolder(tmp_path / "run"))
+    assert [(event.purpose, event.unit, event.impressions) for event in events] == [
+        *[("training", "impression", 4)] * 2,
+        ("evaluation", "impression", 4),
+    ]
+    assert events[-1].clip == 1.0
+    alone = [event for event in events if event.purpose == "training"]
+    assert found["privacy"]["epsilon"] == pytest.approx(epsilon(events, 1e-4))
+    assert epsilon_per_user(alone, 1e-4) < found["privacy"]["user_epsilon"] < float("inf")
+    assert found["final"]["partners"]["noise_rows"] == pytest.approx(4.0 * 2)  # four partners, the whole noise each
