@@ -30,6 +30,7 @@ from client.training import (
     physical_batches,
     sample_units,
 )
+from common.augment import reworded
 from common.contribution import NoisedStep
 from common.errors import ConfigError, HushclickError
 from common.features import UserRows
@@ -98,7 +99,8 @@ def noised_step(
     hooks = hooks_on(model)
     try:
         rows = data()
-        sum_D = gridded_sum(model, rows, sample_units(rows, step, randomness.sampling), bound, step)
+        units = sample_units(rows, step, randomness.sampling)
+        sum_D = gridded_sum(model, reworded(rows, randomness.sampling), units, bound, step)
     except Exception as error:  # a refusal, instead, would show that something is wrong with the data
         say_why(error)
         failed()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from client.encoder_gradients import summed_gradient, unit_gradients_one_by_one
 from client.gradients import GradientHooks, unit_gradients
+from common.augment import reworded
 from common.errors import ProtocolError
 from common.features import UserRows, make_batch
 from common.messages import TrainingPlan
@@ -105,7 +106,7 @@ def train_privately(
     try:
         for _ in range(plan.local_steps):
             sampled = sample_units(rows, step, randomness.sampling)
-            total_D = clipped_sum(model, rows, sampled, step.clip)
+            total_D = clipped_sum(model, reworded(rows, randomness.sampling), sampled, step.clip)
             total_D += gaussian_noise(len(total_D), step, randomness.noise)
             _set_gradients(model, total_D / step.expected_units)
             optimiser.step()
@@ -301,5 +302,5 @@ def _set_gradients(model: nn.Module, gradient_D: NDArray[np.float64]) -> None:
     position = 0
     for _, parameter in trainable(model):
         part = gradient_D[position : position + parameter.numel()]
-        parameter.grad = torch.from_numpy(part.astype(np.float32)).view_as(parameter)
+        parameter.grad = torch.from_numpy(part.astype(np.float32)).view_as(parameter).to(parameter.device)
         position += parameter.numel()

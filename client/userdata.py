@@ -6,7 +6,7 @@ Legend: N rows, T distinct texts, E text width.
 import json
 import logging
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from client.erasure import Erased, Mark
 from client.labels import NoisyLabels, unbiased
 from client.partner import PartnerConfig
+from common.augment import with_wordings
 from common.card import DataCard, load_card, require_sampling
 from common.clicks import read_clicks
 from common.errors import LedgerError, ModelError, ProtocolError
@@ -100,10 +101,11 @@ class UserData:
         if self._labels:
             clicked_N = unbiased(rows["clicked"].to_numpy(), self.config.privacy.flip_probability)
             rows = rows.assign(clicked=clicked_N)
-        texts = encode_shared(list(rows["text"]), model, self._pretrained)
-        return featurise(
+        texts = encode_shared(with_wordings(list(rows["text"]), model), model, self._pretrained)
+        text_N, *others = np.split(texts.index_N, model.augment_wordings + 1)
+        features = featurise(
             rows,
-            texts.index_N,
+            text_N,
             texts.states_TE,
             model,
             item_counts=self._known_counts(),
@@ -111,6 +113,7 @@ class UserData:
             own_rows_N=own_rows_N,
             tokens_T=texts.tokens_T,
         )
+        return replace(features, wording_NW=np.stack(others, axis=1)) if others else features
 
     def _rows(self) -> pd.DataFrame:
         """Returns the rows that train, and that statistics are made of: none that is held out."""

@@ -82,6 +82,9 @@ class ModelConfig:
     tune_final_rank: Annotated[float, Field(gt=0, le=512)] = 4.0  # adalora: mean rank of a layer at the end
     tune_targets: Literal["query_value", "attention", "all"] = "query_value"  # layers that get lora or adalora
     tune_tokens: Annotated[int, Field(ge=1, le=128)] = 4  # learnt vectors of prefix (in each layer) and prompt
+    # Where the trained layers run: auto = a GPU where torch finds one. Each machine's own, like cache.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"  # of products in these layers; gradients are float32
     tune_rate: Annotated[float, Field(gt=0, le=100)] = 0.1  # learning rate of the encoder's part over that of the rest
     history: Annotated[int, Field(ge=0, le=512)] = 20  # latest positives that an impression may attend to
     width: Annotated[int, Field(ge=2, le=1024)] = 16  # of the candidate projection and the interest vector
@@ -96,6 +99,10 @@ class ModelConfig:
     # Share of the unclicked rows that the training logs hold, the same at all partners; 1 = every row. It is undone in
     # what the model predicts, and has to be what each log's data card says (click.unclicked_kept).
     unclicked_kept: Rate = 1.0
+    # Training reads each text in so many other wordings as well, made by what `augment` names with this chance a word.
+    augment_wordings: Annotated[int, Field(ge=0, le=64)] = 0
+    augment: tuple[Literal["dropout", "swap", "mask"], ...] = ("dropout", "swap")
+    augment_share: Share = 0.15
     cache: str = ""  # folder of encoded texts; unset = HUSHCLICK_CACHE, else ~/.cache/hushclick
 
     def frozen_layers(self, layers: int) -> int:

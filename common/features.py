@@ -49,6 +49,7 @@ class UserRows:
         history_NH: latest earlier positives of the same user as row numbers, newest first, -1 where there are fewer.
         states_TE: frozen text states, shared and never written to; float32.
         tokens_T: where layers of the encoder are trained, what enters the first of them, float32 [n, E] for each text.
+        wording_NW: other wordings of each row's text, of which training draws one; int64, rows of `states_TE`.
         through_model: whether `states_TE` are what such layers made of the tokens, so that nothing is left to run.
     """
 
@@ -60,6 +61,7 @@ class UserRows:
     states_TE: Float
     tokens_T: Sequence[Float] | None = None
     through_model: bool = False
+    wording_NW: Int | None = None
 
     @property
     def num_users(self) -> int:

@@ -87,6 +87,7 @@ class TextTail(nn.Module):
         super().__init__()
         self.width = int(encoder.config.hidden_size)
         self._causal = family.causal
+        self._precise = config.precision == "float32"
         # Its buffers are of positions, not of data; as an attribute of a tuple it is no part of this module.
         self._rotary: tuple[Any, ...] = (encoder.rotary_emb,) if family.causal else ()
         self._centre_E = None if centre_E is None else torch.from_numpy(centre_E.copy())
@@ -122,7 +123,8 @@ class TextTail(nn.Module):
         # Torch's own memory, whose alignment is always the same: sums must not depend on where numpy put an array.
         token_SE = torch.empty(len(packing.text_S), self.width)
         np.concatenate([tokens_V[text] for text in kept], out=token_SE.numpy())
-        hidden_SE = self._through(token_SE.to(device), packing)
+        with torch.autocast(device.type, torch.bfloat16, enabled=not self._precise):
+            hidden_SE = self._through(token_SE.to(device), packing).float()
         total_VE = total_VE.index_add(0, torch.from_numpy(np.array(kept)[packing.text_S]).to(device), hidden_SE)
         # The sum points where the mean points, and only the direction outlives the normalisation.
         state_VE: Tensor = nn.functional.normalize(total_VE, dim=1) * self.width**0.5
@@ -174,7 +176,7 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
 
     Raises:
         PretrainedError: for an encoder of a family whose layers are not known here, or that has fewer layers than
-            `tune_layers`.
+            `tune_layers`, or for a GPU that is not there.
     """
     encoder, family, centre_E = _loaded(pretrained)
     layers = len(encoder_layers(encoder))
@@ -187,7 +189,16 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
     # What is not trained is the same for every model of this process; what is, is each model's own.
     shared = {} if whole else {id(parameter): parameter for parameter in encoder.parameters()}
     own = copy.deepcopy(encoder, shared)
-    return TextTail(own, family, config, config.frozen_layers(layers), seed, centre_E)
+    return TextTail(own, family, config, config.frozen_layers(layers), seed, centre_E).to(_device(config, pretrained))
+
+
+def _device(config: ModelConfig, pretrained: Pretrained) -> str:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise PretrainedError(
+            f'model.device = "cuda": torch finds no GPU for the layers of {pretrained.spec}; install a driver and a'
+            ' torch that has CUDA, or set "auto" or "cpu"'
+        )
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 _Loaded = tuple[Any, Family, Float | None]  # an encoder, its family, and what is taken off its states

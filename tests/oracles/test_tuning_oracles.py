@@ -18,6 +18,7 @@ from client.encoder_gradients import summed_gradient
 from client.sensitivity import distributed_sum, hostile_neighbours, largest_change, local_sum
 from client.training import MAX_WEIGHT, clip_and_sum, per_user_gradients
 from common.config import ModelConfig
+from common.errors import PretrainedError
 from common.features import UserRows, featurise, make_batch
 from common.model import packing
 from common.model.click_model import ClickModel, build_model, forward_states, used_texts, user_losses
@@ -25,7 +26,7 @@ from common.model.packing import pack, portions
 from common.model.tuning import Adapter, LowRank, SingularLowRank
 from common.pretrained import Pretrained, load_text_encoder, locate
 from common.textstates import encode_texts
-from common.vector import num_trainable, read_vector, trainable, write_vector
+from common.vector import layout_fingerprint, num_trainable, read_vector, trainable, write_vector
 
 MODES = ("top_layers", "lora", "adalora", "adapter", "prefix", "prompt", "full")
 FAMILIES = ("encoder", "decoder")
@@ -39,6 +40,8 @@ TEXTS = (
     "x" * 10_000,
 )
 CLIP = 0.05
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +313,50 @@ def test_without_clipping_one_user_moves_the_sum_by_more(bases: dict[str, Pretra
         return clip_and_sum(summed_gradient(model, sample.rows, sample.chosen)[None], None).numpy()
 
     assert not largest_change(unclipped, neighbours_of(model, rows), CLIP).holds
+
+
+def test_half_precision_is_of_products_alone(bases: dict[str, Pretrained]) -> None:
+    """bfloat16 has 8 bits: states are off by some thousandths, gradients are float32 of float32 parameters."""
+    base = bases["encoder"]
+    exact, coarse = (trained(settings("lora", precision=kind), base) for kind in ("float32", "bfloat16"))
+    rows = features_of(settings("lora"), base)
+    units = units_of(rows)
+    for (exact_1D,), (coarse_1D,) in zip(
+        zip(per_user_gradients(exact, rows, units), strict=True),
+        zip(per_user_gradients(coarse, rows, units), strict=True),
+        strict=True,
+    ):
+        off = float((exact_1D - coarse_1D).norm() / exact_1D.norm())
+        assert 1e-5 < off < 0.1
+    assert {parameter.dtype for _, parameter in trainable(coarse)} == {torch.float32}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_a_gpu_that_is_not_there_is_named_with_the_mend(bases: dict[str, Pretrained]) -> None:
+    with pytest.raises(PretrainedError, match=r'model\.device = "cuda".*"auto" or "cpu"'):
+        build_model(settings("lora", device="cuda"), bases["encoder"].width, 1, 1, bases["encoder"])
+
+
+def test_where_layers_run_is_no_part_of_the_layout(bases: dict[str, Pretrained]) -> None:
+    base = bases["encoder"]
+    one, other = settings("lora", device="cpu"), settings("lora")
+    layouts = {layout_fingerprint(trained(config, base), base.fingerprint, config) for config in (one, other)}
+    assert len(layouts) == 1
+    deeper = settings("lora", precision="bfloat16")
+    assert layout_fingerprint(trained(deeper, base), base.fingerprint, deeper) not in layouts
+
+
+@needs_gpu
+def test_layers_on_a_gpu_give_the_gradients_of_the_cpu(bases: dict[str, Pretrained]) -> None:
+    base = bases["encoder"]
+    rows = features_of(settings("lora"), base)
+    units = units_of(rows)
+    found = [
+        [one.clone() for one in per_user_gradients(trained(settings("lora", device=device), base), rows, units)]
+        for device in ("cpu", "cuda")
+    ]
+    for cpu_1D, gpu_1D in zip(*found, strict=True):
+        assert torch.allclose(cpu_1D, gpu_1D, atol=1e-3 * float(cpu_1D.abs().max()))
 
 
 def test_packing_keeps_every_token_once_and_texts_apart() -> None:
