@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.measuring import REPOSITORY, Options, spread, spread_text
 from client.distributed import noised_sum, rounding_bound
 from client.training import Randomness
-from common.config import Config, EvaluationConfig, PrivacyConfig, load_config
+from common.config import Config, EvaluationConfig, load_config
 from common.metrics import roc_auc
 from common.noise_shares import noise_shares
 from common.privacy.calibrate import calibrate_noise
@@ -32,8 +32,9 @@ from simulations.run import simulate
 CONFIG = REPOSITORY / "simulations" / "configs" / "scale.toml"
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0)
 MODES = ("distributed", "local")
-BINS = (16, 32, 64, 128)
-ROWS_AND_CLIPS = ((4, 2.0), (16, 2.0), (16, 4.0), (16, 16.0))
+BINS = (8, 16, 32, 64, 128)
+ROWS_AND_CLIPS = ((4, 2.0), (16, 1.0), (16, 2.0), (16, 4.0), (16, 16.0))
+BINS_AND_CLIPS = ((32, 2.0), (64, 4.0))  # by epsilon; the latter are the defaults
 SEEDS = range(1, 41)
 _DELTA = 1e-5
 _PARTNERS = 6
@@ -63,7 +64,7 @@ class HeldOutScores:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Returns the errors of AUC by epsilon at the default settings, and by bins, rows and clip at epsilon 1."""
+    """Returns the errors of AUC by epsilon, and by bins, rows and clip at epsilon 1."""
     held_out, seeds = _scored(options), SEEDS[:5] if options.quick else SEEDS
     return {
         "partners": _PARTNERS,
@@ -85,7 +86,6 @@ def _scored(options: Options) -> HeldOutScores:
         f"data.generator.users={users}",
         f"data.partners={_PARTNERS}",
         "data.generator.purchase_rate=0.0",
-        "model.prior_click_rate=0.2",  # what a consortium knows of its clicks, and what the bins lie around
         'privacy.mode="none"',
         "round.num_rounds=4",
         "round.local_steps=25",
@@ -112,10 +112,11 @@ def _scored(options: Options) -> HeldOutScores:
 
 
 def _by_epsilon(held_out: HeldOutScores, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    defaults, clip = EvaluationConfig(), PrivacyConfig().evaluation_clip
-    for mode in MODES:
-        for epsilon in EPSILONS:
-            yield {"mode": mode} | _errors(held_out, seeds, mode, epsilon, defaults.bins, defaults.max_rows, clip)
+    for bins, clip in BINS_AND_CLIPS:
+        for mode in MODES:
+            for epsilon in EPSILONS:
+                found = _errors(held_out, seeds, mode, epsilon, bins, EvaluationConfig().max_rows, clip)
+                yield {"mode": mode} | found
 
 
 def _by_setting(held_out: HeldOutScores, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -180,10 +181,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
         f"{result['rows']} rows ({result['clicks']} clicks) of {result['users']} users, AUC {result['exact_auc']:.4f}"
     )
     first = Table(title=f"Error of AUC at the partners by epsilon: {what}; {result['seeds']} draws of the noise")
-    for column in ("mode", "epsilon", "noise", *_HEADS):
+    for column in ("bins", "clip", "mode", "epsilon", "noise", *_HEADS):
         first.add_column(column, justify="right", no_wrap=True)
     for one in result["by_epsilon"]:
-        first.add_row(one["mode"], f"{one['epsilon']:g}", f"{one['noise_multiplier']:.2f}", *_cells(one))
+        setting = str(one["bins"]), f"{one['clip']:g}", one["mode"]
+        first.add_row(*setting, f"{one['epsilon']:g}", f"{one['noise_multiplier']:.2f}", *_cells(one))
     second = Table(title="The same at epsilon 1, distributed, by bins, rows of a user and clip")
     for column in ("max rows", "clip", "bins", *_HEADS):
         second.add_column(column, justify="right", no_wrap=True)
