@@ -261,7 +261,8 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
         write_vector(state.model, state.course.model(state.global_D))
         heldout = seen_each_round(state.heldout, config.server)
         record |= round_figures(score(state.model, heldout), heldout, config.server, config.round.seed)
-        state.course.look(number, record, state.global_D)
+        if "error" not in record:  # else there is no new model to be better or worse
+            state.course.look(number, record, state.global_D)
     record["timings"] = {"train_seconds": trained - started, "evaluate_seconds": time.monotonic() - trained}
     state.round = number
     state.rounds.append(record)

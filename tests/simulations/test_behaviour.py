@@ -18,7 +18,7 @@ from common.calibration import of_stream
 from common.card import canonical_card
 from common.cli import main
 from common.config import Config, read_toml, to_table
-from common.errors import ConfigError, Stopped
+from common.errors import ConfigError, Stopped, TooFewPartners
 from common.runfolder import RunFolder
 from server.halves import in_choosing_half
 from simulations.floors import load_logs
@@ -137,6 +137,25 @@ def test_a_run_that_does_not_get_better_ends_with_its_best_model_and_budget_left
     rate = logs.training["clicked"].mean()
     expected = log_loss(rows["clicked"][other], np.full(other.sum(), rate))
     assert metrics["floors"]["base_rate"]["log_loss"] == pytest.approx(expected)
+
+
+def test_a_round_without_a_new_model_is_not_waited_for(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rounds of four fail: counted, they would end a run of patience 1 after the second."""
+    collect, calls = server.app._collect_secure, []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        found = collect(*arguments)
+        if len(calls) in (2, 3):
+            raise TooFewPartners("nobody answered")
+        return found
+
+    monkeypatch.setattr(server.app, "_collect_secure", failing)
+    metrics = run(small_config(tiny_encoder, 4, 4, server={"patience": 1}), tmp_path / "run")
+    assert [bool(record.get("error")) for record in metrics["rounds"]] == [False, True, True, False]
+    assert metrics["final"]["early_stopping"]["rounds_run"] == 4
 
 
 def test_statistics_of_later_rounds_do_not_go_with_the_best_model(tiny_encoder: Path) -> None:
