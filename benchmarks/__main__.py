@@ -39,6 +39,7 @@ NAMES = (
 )
 PARTS = ("movielens", "movietweetings", "generated", "labels")  # of quality; the last only where it is named
 STATISTICS_PARTS = ("releases", "runs")
+MODEL_PARTS = ("head", "lora", "adalora", "adapter", "prefix", "prompt", "top_layers", "full", "steps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         default=folder if shared and folder.is_dir() else None,
         help="ratings.tsv and movies.tsv (default: HUSHCLICK_SHARED_DATA/movietweetings100k, where it is there)",
     )
-    parts = (*PARTS, *STATISTICS_PARTS)
-    parser.add_argument("--only", nargs="+", choices=parts, default=(), help="parts of quality, or of statistics")
+    parts = (*PARTS, *STATISTICS_PARTS, *MODEL_PARTS)
+    parser.add_argument("--only", nargs="+", choices=parts, default=(), help="parts of quality, statistics or model")
     parser.add_argument(
         "--validation", action="store_true", help="quality: score the last fifth of the training window instead"
     )

@@ -59,7 +59,7 @@ def measure(options: Options) -> dict[str, Any]:
     if options.only:
         modes = tuple(mode for mode in MODES if mode in options.only)
     cases = [_run(Case(mode, private), options) for mode in modes for private in (False, True)]
-    return {"cases": cases, "steps": _steps(options)}
+    return {"cases": cases, "steps": _steps(options) if not options.only or "steps" in options.only else []}
 
 
 def _configured(options: Options, *overrides: str) -> Config:
