@@ -57,7 +57,7 @@ def test_a_partner_in_order_passes(
     assert not Path(pair["shop-a"].ledger).exists()
     assert main(["check", str(tmp_path / "shop-a" / "partner.toml")]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("ok    ") == 8
+    assert shown.count("ok    ") == 9
     assert "sensitive columns: none is named in the data card ([sensitive])" in shown
     assert "not checked in this version: GPU, certificates, network (give client.toml)" in shown
 

@@ -148,7 +148,10 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     table["data"]["partners"] = 65_536
     table["data"]["path"], table["data"]["card"] = table["data"]["path"] or "p", table["data"]["card"] or "c"
     table["round"]["partners_per_round"] = min(max(table["round"]["partners_per_round"], 3), 65_536)
-    table["evaluation"] |= {"at": "partners", "releases": 1}
+    if table["privacy"]["mode"] == "distributed":  # not among so many partners
+        table["evaluation"] = {}
+    else:
+        table["evaluation"] |= {"at": "partners", "releases": 1}
     table["aggregation"] |= {"method": "secure", "min_partners": 3, "colluders": 1, "groups": 1}
     table["privacy"]["max_local_steps"] = max(table["privacy"]["max_local_steps"], table["round"]["local_steps"])
     private = table["privacy"]["mode"] in ("local", "distributed") and table["privacy"]["unit"] == "user"
