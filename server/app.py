@@ -376,16 +376,17 @@ def _finish(
     """Writes, signs and delivers the final model, and writes the server's part of metrics.json."""
     write_vector(state.model, state.course.chosen(state.global_D))
     final: dict[str, Any] = {}
-    calibration = None
+    judged = None
     if state.heldout:
         judged = judge(state.model, state.heldout, state.config, state.course.facts(state.round))
-        final, calibration = judged.figures, judged.calibration
-        np.save(state.folder.root / "scores.npy", judged.score_N)
+        final = judged.figures
     if state.evaluation and state.rounds:
         final["partners"] = state.rounds[-1]["partners"]
     final["rounds"] = state.round
     claim = _claim(state)
-    final["delivered"] = _hand_out(grid, state, pretrained, claim, calibration)
+    final["delivered"] = _hand_out(grid, state, pretrained, claim, judged.calibration if judged else None)
+    if judged:
+        np.save(state.folder.root / "scores.npy", judged.score_N)
     timings = {
         "train_seconds": sum(record["timings"]["train_seconds"] for record in state.rounds),
         "evaluate_seconds": sum(record["timings"]["evaluate_seconds"] for record in state.rounds),

@@ -148,7 +148,8 @@ def one_user(labels: list[list[float]], weight: list[float]) -> Batch:
     rows = len(labels)
     empty = np.zeros((1, rows, 1), np.float32)
     label_BML, weight_BM = np.array([labels], np.float32), np.array([weight], np.float32)
-    return Batch(empty, empty, np.zeros((1, rows, rows), bool), empty, label_BML, weight_BM)
+    no_text = np.full((1, rows), -1)
+    return Batch(empty, empty, np.zeros((1, rows, rows), bool), empty, label_BML, weight_BM, no_text, no_text)
 
 
 def test_the_click_loss_by_hand() -> None:

@@ -123,7 +123,7 @@ def test_the_first_writer_wins(tmp_path: Path, encoder: Counting, monkeypatch: p
 
     def late(texts: Sequence[str], max_tokens: int) -> np.ndarray:
         rival = _make(tmp_path)
-        rival._encoder = other
+        rival._cache._encoder = other
         rival.states(["a"])
         return plain(texts, max_tokens)
 

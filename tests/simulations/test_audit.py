@@ -124,7 +124,7 @@ def ghost_norms_of_losses_in_a_column(patch: pytest.MonkeyPatch) -> None:
             total_D += _ghost(model, make_batch(rows, part), clip)
         return total_D
 
-    patch.setattr(client.training, "GradientHooks", NoHooks)
+    patch.setattr(client.training, "hooks_on", NoHooks)
     patch.setattr(client.training, "clipped_sum", clipped)
 
 
