@@ -115,3 +115,14 @@ def test_demo_whole_beats_base_rate_and_item_popularity(tmp_path: Path, capsys: 
     assert metrics["privacy"]["epsilon"] <= 8.0
     for floor in ("base_rate", "item_popularity"):
         assert metrics["floors"][floor]["difference"][1] > 0, floor
+
+
+@needs_models
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora.toml", "top_layers.toml", "full.toml"])
+def test_fine_tuning_on_few_users(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("data.max_users=60", "round.num_rounds=1", 'server.floors=["base_rate"]')
+    metrics = simulate(name, tmp_path, capsys, *settings)
+    assert metrics["rounds"][0]["contributed"] == 6
+    assert metrics["privacy"]["epsilon"] <= 8.0
+    assert metrics["rounds"][0]["auc"] > 0

@@ -15,6 +15,7 @@ SECURE = "server/secure.py"
 RECEIVED, LINEAGE = "client/received.py", "common/lineage.py"
 STATISTICS = "client/statistics.py"
 WORK = "client/work.py"
+TUNED, TAIL = "client/encoder_gradients.py", "common/model/tail.py"
 EVALUATION = "client/evaluation.py"
 CHARGING = "client/charging.py"
 BUDGET, LEDGER, CHAIN = "client/budget.py", "common/privacy/ledger.py", "common/privacy/chain.py"
@@ -270,6 +271,18 @@ DELIVERY_MUTATIONS = (
     _hostile(LINEAGE, "delivery", "a_lie_under_the_right_key_is_refused[an older version]", ("if type(version) is not int or version != LINEAGE_VERSION:", "if False:")),
 )  # fmt: skip
 
+_ORACLE = "tests/oracles/test_tuning_oracles.py::test_"
+_MOVES = f"{_ORACLE}one_user_moves_the_clipped_sum_by_at_most_the_clip_in_every_mode[lora]"
+_EQUAL = f"{_ORACLE}gradients_of_a_user_equal_one_text_at_a_time[lora-encoder]"
+_FROZEN = f"{_ORACLE}before_training_the_states_are_those_of_the_frozen_encoder[1-lora-decoder]"
+
+TUNING_MUTATIONS = (
+    Mutation("client/training.py", (("if clip is None and model.text is not None:", "if model.text is not None:"),), _MOVES),
+    Mutation(TUNED, (("yield summed_gradient(model, rows, [row_M])[None]", "yield summed_gradient(model, rows, chosen)[None]"),), _EQUAL),
+    Mutation(TAIL, (("text_BT[:, :, None] == text_BT[:, None, :]", "text_BT[:, :, None] >= -text_BT[:, None, :]"),), _EQUAL),
+    Mutation(TAIL, (("seen_BTT = seen_BTT.tril()", ""),), _FROZEN),
+)
+
 MUTATIONS = (
     CHECK_MUTATIONS
     + CLIENT_MUTATIONS
@@ -279,4 +292,5 @@ MUTATIONS = (
     + ERASURE_MUTATIONS
     + DELIVERY_MUTATIONS
     + SERVER_MUTATIONS
+    + TUNING_MUTATIONS
 )
