@@ -469,6 +469,9 @@ def test_promise_2_privacy_is_a_class_of_its_own() -> None:
     """What changes the meaning of an epsilon is in PrivacyConfig; no other section has a word for it."""
     own = {field.name for field in dataclasses.fields(PrivacyConfig)}
     assert own == {
+        "evaluation_noise_multiplier",
+        "evaluation_epsilon",
+        "evaluation_clip",
         "mode",
         "unit",
         "epsilon",
