@@ -149,7 +149,7 @@ class Evaluations:
         evaluation, found = self._config.evaluation, evaluated_in(summed_as)
         if not evaluation.by_partners:
             raise ProtocolError('this partner evaluates nothing (its evaluation.at is not "partners")')
-        if found is None or not self._host.took_part(found[0]):
+        if found is None or evaluated_in(found[0]) or not self._host.took_part(found[0]):
             raise ProtocolError(f"an evaluation in {summed_as!r:.60}: of no run that this partner took part in")
         run_id, number = found
         rounds = self._rounds(run_id)

@@ -386,7 +386,8 @@ class Worker(UserData):
 
     def took_part(self, run_id: str) -> bool:
         """Returns whether this partner joined a run, or its ledger knows it."""
-        return run_id in self._joined or any(event.run_id == run_id for event in self._ledger.events())
+        trained = (event for event in self._ledger.events() if event.purpose not in ("evaluation", "statistics"))
+        return run_id in self._joined or any(event.run_id == run_id for event in trained)
 
     def flipped_labels(self) -> str:
         """Returns which flipped labels the log has, once all of it was read; empty where none are flipped."""

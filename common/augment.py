@@ -17,6 +17,7 @@ import numpy as np
 from common.config import ModelConfig
 from common.features import UserRows
 
+MOST_LETTERS = 4096  # of a text that are reworded; an encoder reads fewer
 MASK = "[MASK]"  # where an encoder has no such token, a word like any other
 
 
@@ -28,10 +29,11 @@ def wordings(text: str, model: ModelConfig) -> list[str]:
 def _reworded(text: str, number: int, model: ModelConfig) -> str:
     seed = hashlib.sha256(f"{number} {text}".encode("utf-8", "surrogatepass")).digest()
     generator = np.random.default_rng(int.from_bytes(seed[:16], "little"))
+    text = text[:MOST_LETTERS]
     words, between = (text.split(), " ") if " " in text.strip() else (list(text), "")  # Chinese has no spaces
     if len(words) < 2:
         return text
-    if "dropout" in model.augment:
+    if "delete" in model.augment:
         kept = [word for word in words if generator.random() >= model.augment_share]
         words = kept or [words[int(generator.integers(len(words)))]]
     if "swap" in model.augment:

@@ -101,7 +101,7 @@ class ModelConfig:
     unclicked_kept: Rate = 1.0
     # Training reads each text in so many other wordings as well, made by what `augment` names with this chance a word.
     augment_wordings: Annotated[int, Field(ge=0, le=64)] = 0
-    augment: tuple[Literal["dropout", "swap", "mask"], ...] = ("dropout", "swap")
+    augment: tuple[Literal["delete", "swap", "mask"], ...] = ("delete", "swap")
     augment_share: Share = 0.15
     cache: str = ""  # folder of encoded texts; unset = HUSHCLICK_CACHE, else ~/.cache/hushclick
 

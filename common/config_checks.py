@@ -215,6 +215,11 @@ def _course_checks(config: "Config") -> list[str]:
             " the best model would be kept beside statistics of later rounds, which it was not trained with; set one"
             " of them to 0"
         )
+    if server.optimiser != "fedavg" and config.model.tune == "adalora":
+        problems.append(
+            f'server.optimiser = "{server.optimiser}" with model.tune = "adalora": moments of earlier rounds are of'
+            ' singular vectors that the server has since turned; set server.optimiser to "fedavg", or tune with "lora"'
+        )
     if server.averaging != "none" and config.model.tune == "adalora":
         problems.append(
             f'server.averaging = "{server.averaging}" with model.tune = "adalora": a mean of products is no product of'

@@ -18,7 +18,8 @@ from common.privacy.views import bounds_of, bounds_with_noise, noise_left
 # Of epsilon, where `privacy.statistics_epsilon` or `evaluation_epsilon` is unset: a 20th of training's noise, or less.
 _SHARE = 0.25
 _TOLERANCE = 1e-9  # as the budget's own
-_EVALUATED = re.compile(r"(.+)-e([0-9]{1,9})", re.DOTALL)
+# One spelling of a number alone: else one round could be asked for under several names.
+_EVALUATED = re.compile(r"(.+)-e(0|[1-9][0-9]{0,8})", re.DOTALL)
 
 
 def release_due(config: Config, round_number: int) -> int | None:

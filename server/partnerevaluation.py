@@ -157,7 +157,7 @@ def evaluate_after(
         return None
     try:
         rounds[-1]["partners"] = evaluation.figures(number, model_D, told)
-    except (BudgetExhausted, TooFewPartners) as error:
+    except (BudgetExhausted, TooFewPartners, CheckpointError) as error:
         say("evaluation", f"round {number} was not evaluated at the partners: {error}")
         rounds[-1]["partners"] = {"round": number, "error": str(error)}
         return error if isinstance(error, BudgetExhausted) else None

@@ -123,9 +123,14 @@ def forward(model: ClickModel, batch: Batch) -> Tensor:
 
 
 def used_texts(batch: Batch) -> NDArray[np.int64]:
-    """Returns the numbers of the distinct texts that a batch reads, ascending, int64 [V]."""
+    """Returns the numbers of the distinct texts that a batch reads, in the order in which it does, int64 [V].
+
+    Not by number: how texts are numbered depends on who else has them, and their order on how sums are rounded.
+    """
     text_X = np.concatenate([batch.candidate_text_BM.ravel(), batch.bank_text_BK.ravel()])
-    return np.unique(text_X[text_X >= 0])
+    text_V, first_V = np.unique(text_X[text_X >= 0], return_index=True)
+    ordered_V: NDArray[np.int64] = text_V[np.argsort(first_V)]
+    return ordered_V
 
 
 def forward_states(model: ClickModel, batch: Batch, text_V: NDArray[np.int64], state_VE: Tensor) -> Tensor:
@@ -134,13 +139,18 @@ def forward_states(model: ClickModel, batch: Batch, text_V: NDArray[np.int64], s
     Args:
         model: the model.
         batch: the batch.
-        text_V: numbers of texts, ascending, `used_texts(batch)` among them.
+        text_V: numbers of texts, in any order, `used_texts(batch)` among them.
         state_VE: their states.
     """
     padded_VE = torch.cat([state_VE, state_VE.new_zeros(1, state_VE.shape[1])])  # the last: no text
+    order_V = np.argsort(text_V)
+    sorted_V = text_V[order_V]
 
     def states_of(text_BX: NDArray[np.int64]) -> Tensor:
-        place_BX = np.where(text_BX < 0, len(text_V), np.searchsorted(text_V, text_BX))
+        if not len(text_V):
+            return padded_VE[torch.zeros(text_BX.shape, dtype=torch.int64)]
+        found_BX = order_V[np.minimum(np.searchsorted(sorted_V, text_BX), len(text_V) - 1)]
+        place_BX = np.where(text_BX < 0, len(text_V), found_BX)
         return padded_VE[torch.from_numpy(place_BX)]
 
     return model(  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -55,7 +56,9 @@ def load_model(
     if settings.model.tune != "head" and base is None:
         raise ModelError(f"{SETTINGS}: part of the encoder was trained, which cannot be built without the encoder")
     try:
-        model = build_model(settings.model, settings.text_width, settings.num_heads, seed=0, base=base)
+        # Where its layers run is this machine's to say, not the file's.
+        own = replace(settings.model, device="auto")
+        model = build_model(own, settings.text_width, settings.num_heads, seed=0, base=base)
     except PretrainedError as error:
         raise ModelError(f"{SETTINGS}: {error}") from None
     if layout_fingerprint(model, lineage.base.fingerprint, settings.model) != lineage.layout:

@@ -178,7 +178,8 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
         PretrainedError: for an encoder of a family whose layers are not known here, or that has fewer layers than
             `tune_layers`, or for a GPU that is not there.
     """
-    encoder, family, centre_E = _loaded(pretrained)
+    device = _device(config, pretrained)
+    encoder, family, centre_E = _loaded(pretrained, device)
     layers = len(encoder_layers(encoder))
     if config.tune_layers > layers:
         raise PretrainedError(
@@ -189,7 +190,7 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
     # What is not trained is the same for every model of this process; what is, is each model's own.
     shared = {} if whole else {id(parameter): parameter for parameter in encoder.parameters()}
     own = copy.deepcopy(encoder, shared)
-    return TextTail(own, family, config, config.frozen_layers(layers), seed, centre_E).to(_device(config, pretrained))
+    return TextTail(own, family, config, config.frozen_layers(layers), seed, centre_E).to(device)
 
 
 def _device(config: ModelConfig, pretrained: Pretrained) -> str:
@@ -203,16 +204,18 @@ def _device(config: ModelConfig, pretrained: Pretrained) -> str:
 
 _Loaded = tuple[Any, Family, Float | None]  # an encoder, its family, and what is taken off its states
 
-_encoders: dict[str, _Loaded] = {}
+_encoders: dict[tuple[str, str], _Loaded] = {}
 _lock = threading.Lock()
 
 
-def _loaded(pretrained: Pretrained) -> _Loaded:
+def _loaded(pretrained: Pretrained, device: str) -> _Loaded:
     """Returns this process' copy of an encoder, and its family, once its layers were seen to do what it does."""
     with _lock:
-        if pretrained.fingerprint not in _encoders:
-            _encoders[pretrained.fingerprint] = _load(pretrained)
-        return _encoders[pretrained.fingerprint]
+        key = (pretrained.fingerprint, device)  # a copy for each: moving a model moves what it shares with others
+        if key not in _encoders:
+            encoder, family, centre_E = _load(pretrained)
+            _encoders[key] = encoder.to(device), family, centre_E
+        return _encoders[key]
 
 
 def _load(pretrained: Pretrained) -> _Loaded:

@@ -277,9 +277,17 @@ _EQUAL = f"{_ORACLE}gradients_of_a_user_equal_one_text_at_a_time[lora-encoder]"
 _FROZEN = f"{_ORACLE}before_training_the_states_are_those_of_the_frozen_encoder[1-lora-decoder]"
 
 TUNING_MUTATIONS = (
-    Mutation("client/training.py", (("if clip is None and model.text is not None:", "if model.text is not None:"),), _MOVES),
-    Mutation(TUNED, (("yield summed_gradient(model, rows, [row_M])[None]", "yield summed_gradient(model, rows, chosen)[None]"),), _EQUAL),
-    Mutation(TAIL, (("text_BT[:, :, None] == text_BT[:, None, :]", "text_BT[:, :, None] >= -text_BT[:, None, :]"),), _EQUAL),
+    Mutation(
+        "client/training.py", (("if clip is None and model.text is not None:", "if model.text is not None:"),), _MOVES
+    ),
+    Mutation(
+        TUNED,
+        (("yield summed_gradient(model, rows, [row_M])[None]", "yield summed_gradient(model, rows, chosen)[None]"),),
+        _EQUAL,
+    ),
+    Mutation(
+        TAIL, (("text_BT[:, :, None] == text_BT[:, None, :]", "text_BT[:, :, None] >= -text_BT[:, None, :]"),), _EQUAL
+    ),
     Mutation(TAIL, (("seen_BTT = seen_BTT.tril()", ""),), _FROZEN),
 )
 

@@ -4,6 +4,7 @@ Legend: V texts, n tokens, E text width, D trained parameters.
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,27 @@ def test_a_user_s_gradient_does_not_depend_on_who_else_is_sampled(mode: str, bas
     for row_M, beside_1D in zip(units, together, strict=True):
         (alone_1D,) = per_user_gradients(model, rows, [row_M])
         assert torch.equal(torch.nan_to_num(alone_1D), torch.nan_to_num(beside_1D))
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_how_texts_are_numbered_moves_no_gradient_by_a_bit(scale: float, bases: dict[str, Pretrained]) -> None:
+    """Numbers follow from who else has a text; so must nothing else."""
+    config, base = settings("full"), bases["encoder"]
+    model, rows = build_model(config, base.width, 1, seed=1, base=base), features_of(config, base, users=9)
+    write_vector(model, np.clip(read_vector(model) * np.float32(scale), -MAX_WEIGHT, MAX_WEIGHT))
+    assert rows.tokens_T is not None
+    new_T = np.random.default_rng(5).permutation(len(rows.tokens_T))  # old number -> new number
+    old_T = np.argsort(new_T)
+    other = replace(
+        rows,
+        text_N=new_T[rows.text_N],
+        states_TE=rows.states_TE[old_T],
+        tokens_T=[rows.tokens_T[text] for text in old_T],
+    )
+    units = units_of(rows)
+    ours = [one.clone() for one in per_user_gradients(model, rows, units)]
+    theirs = [one.clone() for one in per_user_gradients(model, other, units)]
+    assert all(torch.equal(one, another) for one, another in zip(ours, theirs, strict=True))
 
 
 def joint_gradient(model: ClickModel, rows: UserRows, row_M: np.ndarray, others: list[np.ndarray]) -> Tensor:
