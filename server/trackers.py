@@ -26,12 +26,6 @@ _NEEDS = {  # modules that each needs, and what pip calls them
 }
 # Where things lie; what removes noise, or tells who is held out.
 _LEFT_OUT = ("data.path", "data.card", "model.cache", "privacy.fixed_seed", "evaluation.key")
-    "data.path",
-    "data.card",
-    "model.cache",
-    "privacy.fixed_seed",
-    "evaluation.key",
-)  # where things lie; what removes noise
 _OF_THE_END = ("final", "privacy", "timings", "data")
 # Before any of them is imported: neither usage statistics nor crash reports.
 _QUIET = {
