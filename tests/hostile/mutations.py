@@ -178,7 +178,7 @@ PARTNER_MUTATIONS = (
     _hostile(CHARGING, "evaluation", "a_budget_that_went_meanwhile_refuses_an_evaluation_before_data_is_touched", ("reservation = budget.reserve(event(), room)", "reservation = 0"), ("budget.commit(reservation)", "pass")),
     _hostile(EVALUATION, "evaluation", "every_evaluation_is_charged_and_one_too_many_refused_before_data_is_touched", ("if self._budget.affordable_rounds(self._event(session)) == 0:", "if False:")),
     _hostile(EVALUATION, "evaluation", "a_run_has_no_more_evaluations_than_the_partner_allows", ("if number not in rounds and len(rounds) >= evaluation.releases:", "if False:")),
-    _hostile(EVALUATION, "evaluation", "an_evaluation_of_a_run_that_it_took_no_part_in_is_refused_at_once", ("if found is None or not self._host.took_part(found[0]):", "if found is None:")),
+    _hostile(EVALUATION, "evaluation", "an_evaluation_of_a_run_that_it_took_no_part_in_is_refused_at_once", ("if found is None or evaluated_in(found[0]) or not self._host.took_part(found[0]):", "if found is None:")),
     _hostile(EVALUATION, "evaluation", "training_leaves_room_for_the_evaluation", ("return [self._event(SessionId(run_id, 0, 0))] * left", "return ()")),
     _hostile(EVALUATION, "evaluation", "a_model_of_another_layout_or_out_of_bounds_is_refused_and_costs_nothing", ("        self._host.loaded(task)  # what cannot be scored must cost nothing\n", "")),
     _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('once = self.config.privacy.mode == "distributed"', "once = False")),
