@@ -136,6 +136,23 @@ def with_value(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     return table
 
 
+def _agree(table: dict[str, Any]) -> None:
+    """Takes contradictions of labels, fine-tuning and the course of a run out of a table."""
+    if table["privacy"]["mode"] == "label":
+        table["privacy"] |= {"unit": "user", "epsilon": min(table["privacy"]["epsilon"], 20.0)}
+        table["privacy"].pop("label_epsilon", None)
+        table["data"]["generator"]["purchase_rate"] = 0.0
+    if table["model"]["tune"] == "top_layers":
+        table["model"]["tune_layers"] = max(table["model"]["tune_layers"], 1)
+    if table["model"]["tune"] == "adalora":
+        table["model"]["tune_final_rank"] = min(table["model"]["tune_final_rank"], 1.0)
+        table["server"] |= {"optimiser": "fedavg", "averaging": "none"}
+    if table["server"]["averaging"] == "tail":
+        table["server"]["averaging"] = "uniform"
+    if table["privacy"]["statistics_every"]:
+        table["server"]["patience"] = 0
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> dict[str, Any]:
     """Returns a table with some keys set to valid values, none of which contradict each other."""
@@ -159,6 +176,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
         table["model"]["item_rates"] = "none"
     if table["privacy"]["mode"] == "distributed":
         table["round"] |= {"local_steps": 1, "partners_per_round": 100}
+    _agree(table)
     simulation = table["simulation"]
     if simulation["attack"] == "nan" and table["privacy"]["mode"] == "distributed":
         simulation["attack"] = "boost"
