@@ -93,16 +93,19 @@ class UserData:
             )
 
     def _load(self) -> UserRows:
-        return self._featurised(self._rows())
+        return self._featurised(self._rows(), reword=True)
 
-    def _featurised(self, rows: pd.DataFrame, own_rows_N: NDArray[np.bool_] | None = None) -> UserRows:
-        """Returns the features of rows; `own_rows_N` as `featurise` takes it."""
+    def _featurised(
+        self, rows: pd.DataFrame, own_rows_N: NDArray[np.bool_] | None = None, *, reword: bool = False
+    ) -> UserRows:
+        """Returns the features of rows, with other wordings where they train; `own_rows_N` as `featurise` takes it."""
         model = self.config.model
         if self._labels:
             clicked_N = unbiased(rows["clicked"].to_numpy(), self.config.privacy.flip_probability)
             rows = rows.assign(clicked=clicked_N)
-        texts = encode_shared(with_wordings(list(rows["text"]), model), model, self._pretrained)
-        text_N, *others = np.split(texts.index_N, model.augment_wordings + 1)
+        given = list(rows["text"])
+        texts = encode_shared(with_wordings(given, model) if reword else given, model, self._pretrained)
+        text_N, *others = texts.index_N.reshape(-1, len(given)) if given else [texts.index_N]
         features = featurise(
             rows,
             text_N,

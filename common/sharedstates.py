@@ -20,7 +20,7 @@ from common.textstates import EncodedTexts, encode_texts
 # Address space, not memory: pages are backed when a row is written. 2^19 rows of 384 floats are 0.8 GB of addresses.
 _CAPACITY = 2**19
 
-_tables: dict[tuple[str, ModelConfig], "StateTable"] = {}
+_tables: dict[tuple[str, int, int | None], "StateTable"] = {}
 _tables_lock = threading.Lock()
 
 
@@ -58,9 +58,10 @@ class StateTable:
 
 
 def encode_shared(texts: Sequence[str], model: ModelConfig, pretrained: Pretrained) -> EncodedTexts:
-    """Returns what `encode_texts` does, out of this process' table for one encoder and configuration."""
+    """Returns what `encode_texts` does, out of this process' table for one encoder, truncation and depth."""
+    depth = None if model.tune == "head" else model.frozen_layers(pretrained.layers)
     with _tables_lock:
-        key = (pretrained.fingerprint, model)
+        key = (pretrained.fingerprint, model.max_tokens, depth)
         if key not in _tables:
             _tables[key] = StateTable(pretrained.width)
         table = _tables[key]

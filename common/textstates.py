@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.cachefolder import default_cache_dir as default_cache_dir
+from common.cachefolder import default_cache_dir
 from common.config import ModelConfig
 from common.pretrained import Pretrained, TextEncoder, load_text_encoder
 
@@ -77,7 +77,8 @@ class TextStates:
     def __init__(self, pretrained: Pretrained, max_tokens: int, cache_dir: Path) -> None:
         self.pretrained = pretrained
         name = f"texts-{pretrained.fingerprint[:32]}-{POOLING}-{max_tokens}.sqlite3"
-        self._cache = _Cache(pretrained, cache_dir / name, lambda encoder, texts: [*encoder.encode(texts, max_tokens)])
+        store = _Store(cache_dir / name, pretrained.width, rows=1)
+        self._cache = _Cache(pretrained, store, lambda encoder, texts: [*encoder.encode(texts, max_tokens)[:, None]])
 
     def states(self, texts: Sequence[str], progress: Progress | None = None) -> EncodedTexts:
         """Returns the states of `texts`; the encoder is loaded only when a text is not in the cache.
@@ -93,7 +94,7 @@ class TextStates:
         """
         distinct, index_N = _distinct(texts)
         found, encoded = self._cache.values(distinct, progress)
-        states_TE = np.array([value_1E[0] for value_1E in found], np.float32).reshape(-1, self.pretrained.width)
+        states_TE = np.concatenate([np.zeros((0, self.pretrained.width), np.float32), *found])
         return EncodedTexts(states_TE, index_N, encoded=encoded, reused=len(distinct) - encoded)
 
 
@@ -109,9 +110,8 @@ class TokenStates:
 
     def __init__(self, pretrained: Pretrained, max_tokens: int, depth: int, cache_dir: Path) -> None:
         name = f"tokens-{pretrained.fingerprint[:32]}-{TOKENS}-{max_tokens}-{depth}.sqlite3"
-        self._cache = _Cache(
-            pretrained, cache_dir / name, lambda encoder, texts: encoder.token_states(texts, max_tokens, depth)
-        )
+        store = _Store(cache_dir / name, pretrained.width)
+        self._cache = _Cache(pretrained, store, lambda encoder, texts: encoder.token_states(texts, max_tokens, depth))
 
     def states(self, texts: Sequence[str], progress: Progress | None = None) -> list[Float]:
         """Returns float32 [n, E] for each distinct text of n tokens, in order of first appearance."""
@@ -128,10 +128,9 @@ class _Cache:
     """Values of texts, float32 [n, E] each: stored ones, and those that the encoder gives."""
 
     def __init__(
-        self, pretrained: Pretrained, path: Path, encode: Callable[[TextEncoder, list[str]], list[Float]]
+        self, pretrained: Pretrained, store: "_Store", encode: Callable[[TextEncoder, list[str]], list[Float]]
     ) -> None:
-        self._pretrained, self._encode = pretrained, encode
-        self._store = _Store(path, pretrained.width)
+        self._pretrained, self._store, self._encode = pretrained, store, encode
         self._encoder: TextEncoder | None = None
 
     def values(self, distinct: list[str], progress: Progress | None) -> tuple[list[Float], int]:
@@ -153,7 +152,7 @@ class _Cache:
         fresh = dict(zip(keys, self._encode(self._encoder, texts), strict=True))
         self._store.write(fresh)
         # Another process may have been first: then its values count.
-        return {key: value.reshape(-1, self._pretrained.width) for key, value in fresh.items()} | self._store.read(keys)
+        return fresh | self._store.read(keys)
 
 
 def _key(text: str) -> bytes:
@@ -165,11 +164,16 @@ class _DamagedError(Exception):
 
 
 class _Store:
-    """The SQLite file. Damage sets it aside; a disk that cannot be used turns it off; neither stops a run."""
+    """The SQLite file. Damage sets it aside; a disk that cannot be used turns it off; neither stops a run.
 
-    def __init__(self, path: Path, width: int) -> None:
-        self._path = path
-        self._width = width
+    Args:
+        path: of the file.
+        width: numbers in each row of a value.
+        rows: of each value; None = as many as each has.
+    """
+
+    def __init__(self, path: Path, width: int, rows: int | None = None) -> None:
+        self._path, self._width, self._rows = path, width, rows
         self._off = False
         self._connection: sqlite3.Connection | None = None
 
@@ -212,7 +216,10 @@ class _Store:
     def _unpack(self, state: object, crc: object) -> Float:
         if not isinstance(state, bytes) or len(state) % (4 * self._width) or zlib.crc32(state) != crc:
             raise _DamagedError
-        return np.frombuffer(state, dtype=np.float32).reshape(-1, self._width)
+        value_TE = np.frombuffer(state, dtype=np.float32).reshape(-1, self._width)
+        if self._rows is not None and len(value_TE) != self._rows:
+            raise _DamagedError
+        return value_TE
 
     def _try(self, run: Callable[[sqlite3.Connection], None]) -> bool:
         """Runs one access, once more after damage; returns whether it worked."""

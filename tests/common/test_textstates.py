@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from common import textstates
+from common.cachefolder import default_cache_dir
 from common.errors import ConfigError
 from common.pretrained import Pretrained, locate
-from common.textstates import TextStates, default_cache_dir
+from common.textstates import TextStates
 
 WIDTH = 4
 ROOT = Path(textstates.__file__).parents[1]
@@ -158,7 +160,14 @@ def _other_width(path: Path) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("damage", [_scribble, _truncate, _other_layout, _flip_bit, _other_width])
+def _two_rows(path: Path) -> None:
+    value = bytes(2 * 4 * WIDTH)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE states SET state = ?, crc = ?", (value, zlib.crc32(value)))
+    connection.close()
+
+
+@pytest.mark.parametrize("damage", [_scribble, _truncate, _other_layout, _flip_bit, _other_width, _two_rows])
 def test_a_damaged_cache_is_set_aside_and_rebuilt(
     tmp_path: Path, encoder: Counting, caplog: pytest.LogCaptureFixture, damage
 ) -> None:
