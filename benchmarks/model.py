@@ -10,7 +10,6 @@ every step and text, as training without a cache of what enters the trained laye
 Letters: D trained parameters, N evaluated rows.
 """
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder
 from common.textstates import encode_texts
 from common.vector import num_trainable, read_vector
+from server.modelfolder import num_parameters
 from simulations.partners import build_partners
 from simulations.run import simulate
 from simulations.sources import load_source
@@ -87,17 +87,11 @@ def _run(case: Case, options: Options) -> dict[str, Any]:
         "ne": final["ne"],
         "floor_auc": metrics["floors"]["logistic_regression"]["auc"],
         "minus_floor": metrics["floors"]["logistic_regression"]["difference"],
-        "parameters": _parameters(folder),
+        "parameters": num_parameters(folder.model),
         "megabytes_up": float(np.median([record["bytes"]["up"] / record["cohort"] for record in rounds])) / 1e6,
         "round_seconds": spread([record["timings"]["train_seconds"] for record in rounds]),
         "cpu_seconds": time.process_time() - started,
     }
-
-
-def _parameters(folder: RunFolder) -> int:
-    config = load_config(folder.config)
-    facts = json.loads((folder.model / "config.json").read_bytes())
-    return num_trainable(build_model(config.model, facts["text_width"], facts["num_heads"], 0, _base(config)))
 
 
 def _base(config: Config) -> Pretrained:

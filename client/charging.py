@@ -10,9 +10,23 @@ from numpy.typing import NDArray
 
 from client.budget import Budget
 from client.sent import SentFile
+from common.errors import BudgetExhausted
 from common.histogram_messages import EvaluationTask, HistogramTask
 from common.messages import TrainTask
 from common.privacy.events import DpEvent
+from common.secagg.wire import SessionId
+
+
+def require_affordable(
+    what: str, sent: SentFile, session: SessionId, budget: Budget, event: Callable[[], DpEvent]
+) -> None:
+    """Refuses to begin a histogram that the budget does not hold: better now than after others have sent theirs.
+
+    Raises:
+        BudgetExhausted: with what it would be for; never for one that was answered, which costs nothing again.
+    """
+    if not sent.answered(session.round) and budget.affordable_rounds(event()) == 0:
+        raise BudgetExhausted(f"another {what} does not fit the budget")
 
 
 def charged_once(

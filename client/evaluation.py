@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.budget import Budget
-from client.charging import charged_once
+from client.charging import charged_once, require_affordable
 from client.distributed import MOST_DEVIATION, noised_sum, rounding_bound
 from client.partner import PartnerConfig
 from client.sent import SentFile
 from client.training import Randomness
 from client.userdata import HeldOutRows
-from common.errors import BudgetExhausted, ProtocolError
+from common.errors import ProtocolError
 from common.histogram_messages import EvaluationTask, score_terms_hash
 from common.model.click_model import ClickModel, with_text_states
 from common.privacy.events import DpEvent
@@ -100,10 +100,9 @@ class Evaluations:
             ProtocolError: where this partner gives none.
         """
         self._require_allowed(session.run_id)
-        if not self._config.privacy.noised or self._sent(session.run_id).answered(session.round):
-            return
-        if self._budget.affordable_rounds(self._event(session)) == 0:
-            raise BudgetExhausted("another evaluation does not fit the budget")
+        if self._config.privacy.noised:
+            sent = self._sent(session.run_id)
+            require_affordable("evaluation", sent, session, self._budget, lambda: self._event(session))
 
     def contribution(self, task: EvaluationTask, session: SessionId) -> NDArray[np.int64]:
         """Returns this partner's noisy histogram [D]: what was sent before, or a reserved, made and persisted new one.
@@ -115,7 +114,7 @@ class Evaluations:
         self._require_allowed(task.run_id)
         if task.bins != self.terms.bins:
             raise ProtocolError(f"{task.bins} bins: this partner gives {self.terms.bins}")
-        self._host.loaded(task)  # what cannot be scored must cost nothing
+        model = self._host.loaded(task)  # what cannot be scored must cost nothing
         grid, deviation = 2**task.grid_bits, self.part_deviation(task)
         bound = rounding_bound(task.length, self.terms.clip, grid)
         if deviation >= MOST_DEVIATION:
@@ -124,7 +123,7 @@ class Evaluations:
         noise = Randomness(self._config.privacy.fixed_seed, f"{self._config.name} evaluation", after).noise
 
         def make() -> NDArray[np.int64]:
-            return score_histogram(self._host.held_out(), self._host.loaded(task), self.terms, bound, grid)
+            return score_histogram(self._host.held_out(), model, self.terms, bound, grid)
 
         return charged_once(
             task,

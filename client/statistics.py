@@ -15,12 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from client.budget import Budget
-from client.charging import charged_once
+from client.charging import charged_once, require_affordable
 from client.distributed import MOST_DEVIATION, noised_sum, rounding_bound
 from client.partner import PartnerConfig
 from client.sent import SentFile
 from client.training import Randomness
-from common.errors import BudgetExhausted, ProtocolError
+from common.errors import ProtocolError
 from common.histogram import Catalogue, Terms, counted, gridded_histogram
 from common.histogram_messages import HistogramTask, terms_hash
 from common.privacy.events import DpEvent
@@ -118,10 +118,8 @@ class Histograms:
             BudgetExhausted: with what it would be for.
         """
         self._require_private()
-        if self._sent(session.run_id).answered(session.round):
-            return
-        if self._budget.affordable_rounds(self._event(session)) == 0:
-            raise BudgetExhausted("another release of statistics does not fit the budget")
+        sent = self._sent(session.run_id)
+        require_affordable("release of statistics", sent, session, self._budget, lambda: self._event(session))
 
     def contribution(self, task: HistogramTask, session: SessionId) -> NDArray[np.int64]:
         """Returns this partner's noisy histogram: what was sent before, or a reserved, made and persisted new one.

@@ -55,11 +55,6 @@ def with_ranks(model: ClickModel, global_D: NDArray[np.float32], round_number: i
     return read_vector(model)
 
 
-def ranks(model: ClickModel) -> list[int]:
-    """Returns how many singular values of each layer differ from 0."""
-    return [int((module.value_R != 0).sum()) for module in model.modules() if isinstance(module, SingularLowRank)]
-
-
 def _decompose(layer: SingularLowRank) -> None:
     """Rewrites P diag(s) Q as its singular value decomposition; directions of value 0 stay orthonormal as well."""
     left_OR, upper_RR = torch.linalg.qr(layer.left_OR.double())

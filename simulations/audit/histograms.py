@@ -3,7 +3,6 @@
 Legend: D entries of a histogram.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +14,9 @@ from client.sensitivity import Neighbour, largest_change
 from client.statistics import HistogramStep
 from common.config import Config
 from common.histogram import Catalogue, Terms
-from common.noise_shares import noise_shares
 from simulations.audit.findings import Finding
-from simulations.audit.mechanism import LEAST_CHANGE, cannot_be_tried
-from simulations.audit.noise import of_variance, variance_ratio
+from simulations.audit.mechanism import cannot_be_tried, of_change
+from simulations.audit.noise import of_histograms
 from simulations.audit.observed import Observation
 
 _MOST_ROWS = 4096
@@ -45,14 +43,7 @@ def histogram_sensitivity(log: pd.DataFrame, seen: Observation, config: Config) 
         return statistics.noised_histogram(lambda: rows, step, np.random.default_rng(0), cannot_be_tried)
 
     found = largest_change(summed, _neighbours(log, task.catalogue), grid)
-    figures = {"ratio": found.ratio, "neighbour": found.name, "tried": found.tried}
-    if found.ratio < LEAST_CHANGE:
-        return Finding(test=test, verdict="no verdict", says="no user that was tried moved it", figures=figures)
-    if found.holds:
-        says = f"one user moved a histogram by {found.ratio:.4f} times the clip at most, over {found.tried} neighbours"
-        return Finding(test=test, verdict="holds", says=says, figures=figures)
-    says = f"one user moves a histogram by {found.ratio:.3g} times the clip: {found.name}"
-    return Finding(test=test, verdict="violation", says=says, figures=figures)
+    return of_change(test, found, "user", "a histogram")
 
 
 def histogram_noise(seen: Observation, config: Config) -> Finding:
@@ -61,14 +52,11 @@ def histogram_noise(seen: Observation, config: Config) -> Finding:
     noise = config.privacy.statistics_noise_multiplier
     if not seen.histograms or noise is None:
         return Finding(test=test, verdict="no verdict", says="no histogram was asked for")
-    ratios: dict[object, float] = {}
-    chances: dict[object, float] = {}
-    for one in seen.histograms:
-        claimed = noise * 2**one.task.grid_bits / math.sqrt(noise_shares(config))
-        place = f"{one.partner}, release {one.task.number}"
-        ratios[place], chances[place] = variance_ratio(one.given_D.astype(float), claimed)
-    values = sum(len(one.given_D) for one in seen.histograms)
-    return of_variance(test, "the noise of a partner's histogram", ratios, chances, values)
+    parts = {
+        f"{one.partner}, release {one.task.number}": (one.given_D, noise * 2**one.task.grid_bits)
+        for one in seen.histograms
+    }
+    return of_histograms(test, "the noise of a partner's histogram", parts, config)
 
 
 def _neighbours(log: pd.DataFrame, catalogue: Catalogue) -> Iterator[Neighbour[pd.DataFrame]]:

@@ -69,6 +69,7 @@ def sensitivity(model: ClickModel, rows: UserRows, privacy: PrivacyConfig, tries
     most = privacy.max_impressions_per_user if privacy.unit == "user" else 1
     shared = privacy.mode == "distributed"
     step = shared_step(privacy)
+    unit = "user" if privacy.unit == "user" else "training row"
     summed: Callable[[ClickSample], NDArray[np.generic]]
     summed = distributed_sum(model, step) if shared else local_sum(model, privacy.clip)
     bound = float(step.grid) if shared else privacy.clip
@@ -77,8 +78,8 @@ def sensitivity(model: ClickModel, rows: UserRows, privacy: PrivacyConfig, tries
     whole = _drawn(list(_logs(few, own_D, most, privacy, generator)), tries, generator)
     moved = largest_change(lambda log: whole_step(model, log, privacy), whole, bound)
     return [
-        _of_change("sensitivity of the clipped sum", found, privacy, "every split into physical batches"),
-        _of_change("sensitivity of a whole step", moved, privacy, "sampler, model, loss and division included"),
+        of_change("sensitivity of the clipped sum", found, unit, over="every split into physical batches"),
+        of_change("sensitivity of a whole step", moved, unit, over="sampler, model, loss and division included"),
     ]
 
 
@@ -217,17 +218,24 @@ def _drawn_units(
     return drawn
 
 
-def _of_change(test: str, found: Change, privacy: PrivacyConfig, what: str) -> Finding:
-    unit = "user" if privacy.unit == "user" else "training row"
+def of_change(test: str, found: Change, unit: str, of: str = "it", over: str = "") -> Finding:
+    """Returns the finding of the largest change that a search came to.
+
+    Args:
+        test: its name.
+        found: the change, over the bound.
+        unit: what comes and goes.
+        of: what it moves.
+        over: what the search went over beside neighbours.
+    """
     verdict: Verdict = "holds" if found.holds else "violation"
     if found.ratio < LEAST_CHANGE:
         says, verdict = f"no {unit} that was tried moved it", "no verdict"
     elif found.holds:
-        says = (
-            f"one {unit} moved it by {found.ratio:.4f} times the clip at most, over {found.tried} neighbours ({what})"
-        )
+        says = f"one {unit} moved {of} by {found.ratio:.4f} times the clip at most, over {found.tried} neighbours"
+        says += f" ({over})" if over else ""
     else:
-        says = f"one {unit} moves it by {found.ratio:.3g} times the clip: {found.name}"
+        says = f"one {unit} moves {of} by {found.ratio:.3g} times the clip: {found.name}"
     return Finding(
         test=test,
         verdict=verdict,

@@ -76,6 +76,23 @@ def variance_ratio(values_N: NDArray[np.float64], deviation: float) -> tuple[flo
     return total / size, 2 * min(float(chi2.cdf(total, size)), float(chi2.sf(total, size)))
 
 
+def of_histograms(
+    test: str, what: str, parts: Mapping[str, tuple[NDArray[np.int64], float]], config: Config
+) -> Finding:
+    """Returns the finding of partners' histograms of nobody.
+
+    Args:
+        test: its name.
+        what: is looked at.
+        parts: partner and release -> the histogram, and the deviation of all parts of the noise together.
+        config: of the run.
+    """
+    shares = math.sqrt(noise_shares(config))
+    found = {place: variance_ratio(sum_D.astype(float), claimed / shares) for place, (sum_D, claimed) in parts.items()}
+    ratios, chances = ({place: pair[which] for place, pair in found.items()} for which in (0, 1))
+    return of_variance(test, what, ratios, chances, sum(len(sum_D) for sum_D, _ in parts.values()))
+
+
 def of_variance(test: str, what: str, ratios: Mapping[Any, float], chances: Mapping[Any, float], size: int) -> Finding:
     """Returns the finding of ratios of variance to claim, by partner, over so many values."""
     wrong = [number for number, chance in chances.items() if chance < _CHANCE / len(chances)]

@@ -3,7 +3,6 @@
 Legend: D entries of a histogram.
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,12 +14,11 @@ from client.distributed import rounding_bound
 from client.sensitivity import Neighbour, largest_change
 from client.userdata import HeldOutRows
 from common.config import Config
-from common.noise_shares import noise_shares
 from common.scorehistogram import terms_of
 from common.vector import write_vector
 from simulations.audit.findings import Finding
-from simulations.audit.mechanism import LEAST_CHANGE
-from simulations.audit.noise import of_variance, variance_ratio
+from simulations.audit.mechanism import of_change
+from simulations.audit.noise import of_histograms
 from simulations.audit.observed import Observation
 from simulations.audit.subject import Subject
 
@@ -57,14 +55,7 @@ def score_sensitivity(subject: Subject, seen: Observation, config: Config) -> Fi
 
     log = subject.logs[0]
     found = largest_change(summed, _neighbours(log, one_row=terms.by_rows), grid)
-    figures = {"ratio": found.ratio, "neighbour": found.name, "tried": found.tried}
-    if found.ratio < LEAST_CHANGE:
-        return Finding(test=test, verdict="no verdict", says="no unit that was tried moved it", figures=figures)
-    if found.holds:
-        says = f"one unit moved a histogram by {found.ratio:.4f} times the clip at most, over {found.tried} neighbours"
-        return Finding(test=test, verdict="holds", says=says, figures=figures)
-    says = f"one unit moves a histogram by {found.ratio:.3g} times the clip: {found.name}"
-    return Finding(test=test, verdict="violation", says=says, figures=figures)
+    return of_change(test, found, "unit", "a histogram")
 
 
 def score_noise(seen: Observation, config: Config) -> Finding:
@@ -72,14 +63,11 @@ def score_noise(seen: Observation, config: Config) -> Finding:
     test, noise = "noise of the evaluation", config.privacy.evaluation_noise_multiplier
     if not seen.scores or noise is None:
         return Finding(test=test, verdict="no verdict", says="no histogram of scores was asked for")
-    ratios: dict[object, float] = {}
-    chances: dict[object, float] = {}
-    for one in seen.scores:
-        claimed = noise * 2**one.task.grid_bits / math.sqrt(noise_shares(config))
-        place = f"{one.partner}, {one.task.run_id.rpartition('-')[2]}"
-        ratios[place], chances[place] = variance_ratio(one.given_D.astype(float), claimed)
-    values = sum(len(one.given_D) for one in seen.scores)
-    return of_variance(test, "the noise of a partner's histogram of scores", ratios, chances, values)
+    parts = {
+        f"{one.partner}, {one.task.run_id.rpartition('-')[2]}": (one.given_D, noise * 2**one.task.grid_bits)
+        for one in seen.scores
+    }
+    return of_histograms(test, "the noise of a partner's histogram of scores", parts, config)
 
 
 def _neighbours(log: pd.DataFrame, *, one_row: bool) -> Iterator[Neighbour[pd.DataFrame]]:

@@ -1,6 +1,7 @@
 """Per-unit gradients and their bound where a text encoder is trained: head, low-rank layers, top layer, all of it.
 
-No such mode is offered yet. The encoder is tiny and random, the unit is one text with a label.
+With Opacus' hooks on transformers' own layers, a batch of units at once; the modes that are offered work units out one
+by one (`test_tuning_oracles.py`). The encoder is tiny and random, the unit is one text with a label.
 
 Legend: B units, T tokens, D trainable parameters.
 """

@@ -13,12 +13,13 @@ from conftest import random_rows
 from sklearn import metrics as sklearn_metrics
 
 from common import scoring
+from common.cachefolder import default_cache_dir
 from common.config import ModelConfig, ServerConfig
 from common.errors import DataError
 from common.features import featurise, make_batch
 from common.model.click_model import ClickModel, build_model, forward
 from common.pretrained import Pretrained, locate
-from common.textstates import TextStates, default_cache_dir
+from common.textstates import TextStates
 from server.evaluation import HeldOut, final_figures, intervals, load_heldout, round_figures, score
 
 CONFIG = ModelConfig(width=4, hidden=6)

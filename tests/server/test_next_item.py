@@ -12,11 +12,12 @@ import torch
 from conftest import random_rows
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
+from common.cachefolder import default_cache_dir
 from common.config import Config, ModelConfig, ServerConfig
 from common.features import featurise, make_batch
 from common.model.click_model import ClickModel, build_model, forward
 from common.pretrained import Pretrained, locate
-from common.textstates import TextStates, default_cache_dir
+from common.textstates import TextStates
 from server.evaluation import HeldOut, load_heldout
 from server.next_item import _figures, next_item_figures
 
