@@ -8,26 +8,23 @@ Legend: D parameters.
 
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from numpy.typing import NDArray
 
 from common.anchors import AnchorFile
 from common.calibration import Calibration
 from common.config import Config, fingerprint, load_config
-from common.contribution import LocalDelta, NoisedStep, RunningSum
 from common.errors import BudgetExhausted, CheckpointError, ConfigError, TooFewPartners
+from common.features import ItemCounts
+from common.itemrates import ItemRates
 from common.lineage import Claim, RoundFacts
-from common.message_types import TRAIN_UPDATE
-from common.messages import TrainingPlan, TrainTask, counts_hash, shared_hash
-from common.model.click_model import ClickModel, build_model, learning_rates
+from common.messages import counts_hash, shared_hash
+from common.model.click_model import build_model, learning_rates
 from common.noise_shares import noise_shares
 from common.pretrained import Pretrained, locate
 from common.runfolder import RunFolder, write_json
@@ -36,7 +33,8 @@ from common.vector import layout_fingerprint, num_trainable, read_vector, write_
 from server.auditing import audited
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.claim import claimed, rounds_of_the_busiest
-from server.cohort import draw_cohort
+from server.collecting import collect_plain, collect_secure
+from server.coordinator import Coordinator, Watch
 from server.course import Course
 from server.delivery import deliver
 from server.evaluation import HeldOut, load_heldout, round_figures, score
@@ -50,15 +48,11 @@ from server.noisysums import NoisySums
 from server.optimiser import ServerOptimiser
 from server.partnerevaluation import PartnerEvaluation, evaluate_after
 from server.ranks import with_ranks
-from server.round import collect_sum
 from server.secure import SecureAggregator
 from server.statistics import item_counts
-from server.sums import mean_of, total_of
 from server.trackers import Trackers
 
 app = ServerApp()
-
-Watch = Callable[[int, NDArray[np.float32], NDArray[np.float64]], None]
 
 
 @app.main()
@@ -67,46 +61,6 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder(Path(str(context.run_config["run-folder"])))
     with audited(folder):
         run(grid, folder)
-
-
-@dataclass
-class Coordinator:
-    """What the loop holds between rounds."""
-
-    config: Config
-    folder: RunFolder
-    run_id: str
-    nodes: dict[str, int]  # partner -> node id
-    weights: dict[str, float]  # partner -> public weight in (0, 1]
-    declared_users: dict[str, int]  # partner -> what it publishes of its size
-    cards: dict[str, str]  # partner -> hash of its data card
-    key: Ed25519PrivateKey = field(repr=False)  # signs the final model
-    model: ClickModel
-    layout: str
-    heldout: HeldOut | None  # None = the operator has no clicks: partners alone evaluate
-    optimiser: ServerOptimiser
-    course: Course
-    global_D: NDArray[np.float32]
-    round: int = 0
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    exhausted: set[str] = field(default_factory=set)
-    aggregator: SecureAggregator | None = None  # None = plain
-    starts: int = 0  # how often the run's server was started before
-    histograms: Histograms | None = None  # private statistics, where the model's features are made with them
-    evaluation: PartnerEvaluation | None = None  # histograms of scores, where partners evaluate
-    counts_told: bytes = b""  # hash of exact item counts, where features are made with them
-    watch: Watch | None = None  # an audit's eyes
-    trackers: Trackers = field(init=False, repr=False)
-
-    @property
-    def told(self) -> bytes:
-        """Hash of what partners were told to make features with."""
-        return self.histograms.shared if self.histograms else self.counts_told
-
-    @property
-    def kind(self) -> type[LocalDelta] | type[NoisedStep]:
-        """What the partners contribute."""
-        return NoisedStep if self.config.privacy.mode == "distributed" else LocalDelta
 
 
 def run(grid: Grid, folder: RunFolder, watch: Watch | None = None) -> None:
@@ -164,16 +118,16 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     aggregator = None
     if config.aggregation.method == "secure":
         numbers = {roster.number(partner): node for partner, node in nodes.items()}
-        journal = Journal(folder.root)
-        shared, integers = shared_hash(b"", config.privacy, noise_shares(config)), config.privacy.mode == "distributed"
+        whole = config.privacy.mode == "distributed"
+        shared = shared_hash(b"", config.privacy, noise_shares(config))
         aggregator = SecureAggregator(
-            grid, config.aggregation, roster, numbers, run_id, starts, journal, shared, integers
+            grid, config.aggregation, roster, numbers, run_id, starts, Journal(folder.root), shared, whole
         )
     exact = config.model.item_rates == "exact"
     counts = item_counts(grid, config, folder, run_id, nodes, aggregator) if exact else None
-    if aggregator and counts is not None:
-        aggregator.shared = shared_hash(counts_hash(counts), config.privacy, noise_shares(config))
     told = b"" if counts is None else counts_hash(counts)
+    if aggregator and told:
+        aggregator.shared = shared_hash(told, config.privacy, noise_shares(config))
     declared = {partner: reply.declared_users for partner, reply in replies.items()}
     histograms, evaluation, users = None, None, sum(declared.values())
     if config.model.item_rates == "private":
@@ -181,13 +135,8 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     if config.evaluation.by_partners:
         sums = NoisySums(grid, config, folder, run_id, nodes, roster, starts, "evaluation")
         evaluation = PartnerEvaluation(sums, config, folder, run_id, layout, users)
-    heldout = None
-    if folder.central.exists() or not evaluation:
-        rates = histograms.rates if histograms else None
-        heldout = load_heldout(folder.central, config.model, pretrained, counts, rates)
-        require_halves(heldout, config.server)
-    else:
-        _require_nothing_central(config)
+    rates = histograms.rates if histograms else None
+    heldout = _heldout(config, folder, pretrained, counts, rates)
     optimiser = ServerOptimiser(config.server, num_trainable(model), learning_rates(model))
     weights = {partner: roster.member(roster.number(partner)).weight for partner in nodes}
     state = Coordinator(
@@ -220,6 +169,18 @@ def _begin(grid: Grid, config: Config, folder: RunFolder, pretrained: Pretrained
     return state
 
 
+def _heldout(
+    config: Config, folder: RunFolder, pretrained: Pretrained, counts: ItemCounts | None, rates: ItemRates | None
+) -> HeldOut | None:
+    """Returns the operator's held-out clicks; None where there are none, and partners evaluate."""
+    if config.evaluation.by_partners and not folder.central.exists():
+        _require_nothing_central(config)
+        return None
+    heldout = load_heldout(folder.central, config.model, pretrained, counts, rates)
+    require_halves(heldout, config.server)
+    return heldout
+
+
 def _require_nothing_central(config: Config) -> None:
     """Refuses settings that need clicks of the operator's own, where there are none."""
     server = config.server
@@ -245,9 +206,9 @@ def _run_round(grid: Grid, state: Coordinator) -> None:
     record: dict[str, Any] = {"round": number}
     try:
         if state.aggregator is None:
-            mean_D = _collect_plain(grid, state, able, record)
+            mean_D = collect_plain(grid, state, able, record)
         else:
-            mean_D = _collect_secure(state.aggregator, state, able, record)
+            mean_D = collect_secure(state.aggregator, state, able, record)
         if state.watch:
             state.watch(number, state.global_D, mean_D)
         stepped_D = state.optimiser.step(state.global_D, mean_D, state.kind)
@@ -289,67 +250,6 @@ def _prepare_statistics(state: Coordinator, number: int) -> None:
         pretrained = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
         state.heldout = load_heldout(state.folder.central, config.model, pretrained, item_rates=histograms.rates)
     state.aggregator.shared = shared_hash(state.told, config.privacy, noise_shares(config))
-
-
-def _collect_secure(
-    aggregator: SecureAggregator, state: Coordinator, able: list[str], record: dict[str, Any]
-) -> NDArray[np.float64]:
-    """Returns the mean contribution of a cohort of which the server sees the sum alone."""
-    rounds, number = state.config.round, state.round + 1
-    collected = aggregator.finish_journal(number)
-    if collected is None:
-        last = number == rounds.num_rounds
-        collected = aggregator.collect(
-            number,
-            draw_cohort(able, rounds.partners_per_round, rounds.seed, number),
-            lambda partner, attempt: _task(state, partner, attempt),
-            len(state.global_D),
-            local_steps=rounds.local_steps,
-            following=[] if last else draw_cohort(able, rounds.partners_per_round, rounds.seed, number + 1),
-        )
-    state.exhausted |= collected.exhausted
-    AnchorFile(state.folder.anchors).append(state.run_id, number, collected.anchors)
-    record |= {"cohort": collected.stages.get("asked", 0), "contributed": collected.contributed}
-    record |= {"stages": collected.stages, "round_trips": collected.round_trips}
-    record["bytes"] = {"down": collected.bytes_down, "up": collected.bytes_up}
-    if collected.failures:
-        record["failures"] = dict(sorted(collected.failures.items()))
-    if collected.sums and collected.errors:
-        record["lost_groups"] = collected.errors
-    aggregation, privacy = state.config.aggregation, state.config.privacy
-    if privacy.mode != "distributed":
-        return mean_of(collected, aggregation.min_partners, aggregation.groups)
-    # One noised step over the union: divided by public constants, rate x declared users, never by a sampled size.
-    sum_D = total_of(collected, aggregation.min_partners)
-    declared = sum(state.declared_users[partner] for partner in collected.sums[0].partners)
-    mean_D: NDArray[np.float64] = (
-        sum_D * (privacy.clip / 2**privacy.grid_bits) / (privacy.sampling_rate * declared * privacy.units_per_user)
-    )
-    return mean_D
-
-
-def _collect_plain(grid: Grid, state: Coordinator, able: list[str], record: dict[str, Any]) -> NDArray[np.float64]:
-    """Returns the mean contribution of a cohort whose every update the server sees."""
-    config, number = state.config, state.round + 1
-    cohort = draw_cohort(able, config.round.partners_per_round, config.round.seed, number)
-    total = RunningSum(len(state.global_D), LocalDelta)
-    tasks = {state.nodes[partner]: _task(state, partner) for partner in cohort}
-    outcome = collect_sum(grid, TRAIN_UPDATE, tasks, number, total, config.aggregation.timeout_seconds)
-    names = {node: partner for partner, node in state.nodes.items()}
-    state.exhausted |= {names[node] for node in outcome.exhausted}
-    anchors = {names[node]: anchor for node, anchor in outcome.anchors.items()}
-    AnchorFile(state.folder.anchors).append(state.run_id, number, anchors)
-    record |= {"cohort": len(cohort), "contributed": total.count}
-    record["bytes"] = {"down": outcome.bytes_down, "up": outcome.bytes_up}
-    if outcome.failures:
-        record["failures"] = {names[node]: reason for node, reason in sorted(outcome.failures.items())}
-    return total.mean(config.aggregation.min_partners)
-
-
-def _task(state: Coordinator, partner: str, attempt: int = 0) -> TrainTask:
-    rounds = state.config.round
-    plan = TrainingPlan(rounds.local_steps, rounds.client_optimiser, rounds.learning_rate, rounds.weight_decay)
-    return TrainTask(state.run_id, state.round + 1, attempt, state.weights[partner], state.layout, plan, state.global_D)
 
 
 def _checkpoint(state: Coordinator) -> None:

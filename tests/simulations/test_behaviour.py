@@ -143,7 +143,7 @@ def test_a_round_without_a_new_model_is_not_waited_for(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rounds of four fail: counted, they would end a run of patience 1 after the second."""
-    collect, calls = server.app._collect_secure, []
+    collect, calls = server.app.collect_secure, []
 
     def failing(*arguments: Any) -> Any:
         calls.append(1)
@@ -152,7 +152,7 @@ def test_a_round_without_a_new_model_is_not_waited_for(
             raise TooFewPartners("nobody answered")
         return found
 
-    monkeypatch.setattr(server.app, "_collect_secure", failing)
+    monkeypatch.setattr(server.app, "collect_secure", failing)
     metrics = run(small_config(tiny_encoder, 4, 4, server={"patience": 1}), tmp_path / "run")
     assert [bool(record.get("error")) for record in metrics["rounds"]] == [False, True, True, False]
     assert metrics["final"]["early_stopping"]["rounds_run"] == 4
