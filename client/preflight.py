@@ -130,6 +130,10 @@ def _sensitive(config: PartnerConfig) -> str | Finding:
 
 def _encoder(config: PartnerConfig) -> str:
     found = locate(config.model.encoder, config.model.encoder_sha256, config.model.cache)
+    if config.model.tune != "head":
+        from common.model.tail import require_tunable  # torch, which takes seconds, is needed for these alone
+
+        require_tunable(config.model, found)
     return f"{config.model.encoder}, width {found.width}, fingerprint {found.fingerprint[:12]}"
 
 

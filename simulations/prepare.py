@@ -19,6 +19,7 @@ from common.card import Columns, DataCard, Time, canonical_card, load_card, requ
 from common.clicks import write_clicks
 from common.config import Config, DataConfig, ModelConfig, dump_config, read_toml, to_table
 from common.keyfiles import public_pem
+from common.model.tail import require_tunable
 from common.noise_shares import least_in_a_sum
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
@@ -91,6 +92,7 @@ def read_data(data: DataConfig, model: ModelConfig, progress: Progress | None = 
     """
     started = time.monotonic()
     pretrained = locate(model.encoder, model.encoder_sha256, model.cache)
+    require_tunable(model, pretrained)
     logs = build_partners(load_source(data), data)
     read = time.monotonic()
     texts = sorted(set(logs.central["text"]).union(*(part["text"] for part in logs.training)))

@@ -171,6 +171,18 @@ class TextTail(nn.Module):
         return {"attention_mask": mask_B1TT, "position_ids": place_BT, "position_embeddings": where}
 
 
+def require_tunable(config: ModelConfig, pretrained: Pretrained) -> None:
+    """Refuses, before anything else is done, what could not be trained.
+
+    The encoder stays loaded: whoever trains in this process needs it.
+
+    Raises:
+        PretrainedError: as `build_tail`.
+    """
+    if config.tune != "head":
+        build_tail(config, pretrained, seed=0)
+
+
 def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTail:
     """Returns the trained part of an encoder, its own parameters initialised from a seed, the frozen ones shared.
 

@@ -180,7 +180,7 @@ PARTNER_MUTATIONS = (
     _hostile(EVALUATION, "evaluation", "a_run_has_no_more_evaluations_than_the_partner_allows", ("if number not in rounds and len(rounds) >= evaluation.releases:", "if False:")),
     _hostile(EVALUATION, "evaluation", "an_evaluation_of_a_run_that_it_took_no_part_in_is_refused_at_once", ("if found is None or evaluated_in(found[0]) or not self._host.took_part(found[0]):", "if found is None:")),
     _hostile(EVALUATION, "evaluation", "training_leaves_room_for_the_evaluation", ("return [self._event(SessionId(run_id, 0, 0))] * left", "return ()")),
-    _hostile(EVALUATION, "evaluation", "a_model_of_another_layout_or_out_of_bounds_is_refused_and_costs_nothing", ("        model = self._host.loaded(task)  # what cannot be scored must cost nothing\n", ""), ("model, self.terms, bound, grid)", "self._host.loaded(task), self.terms, bound, grid)")),
+    _hostile(EVALUATION, "evaluation", "a_model_of_another_layout_or_out_of_bounds_is_refused_and_costs_nothing", ("model = self._host.loaded(task)", ""), ("model, self.terms, bound, grid)", "self._host.loaded(task), self.terms, bound, grid)")),
     _hostile(WORKER, "shared_noise", "a_part_of_the_noise_is_in_one_sum_only", ('once = self.config.privacy.mode == "distributed"', "once = False")),
     _hostile(WORKER, "shared_noise", "noise_is_not_shared_among_neighbours", ("self._require_complete(task)\n", "\n")),
     _hostile(WORKER, "rounds", "a_plain_contribution_never_leaves_a_partner_whose_method_is_secure", ("self._require_plain()\n        self._check(task)", "self._check(task)")),

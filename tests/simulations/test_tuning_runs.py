@@ -12,13 +12,13 @@ import tomli_w
 import torch
 from safetensors.numpy import load_file
 from simulated_runs import run, small_config
-from tiny_encoder import write_tiny_decoder
+from tiny_encoder import write_tiny_decoder, write_tiny_encoder
 
 import server.app
 from common.card import canonical_card
 from common.cli import main
 from common.config import Config, to_table
-from common.errors import Stopped
+from common.errors import PretrainedError, Stopped
 from common.lineage import PARAMETERS
 from common.model.click_model import build_model
 from common.model.tuning import SingularLowRank
@@ -125,3 +125,37 @@ def test_neither_jobs_nor_a_stop_change_a_bit(
     run(two, parts.root, resume=True)
     ours, theirs = (load_file(folder.model / PARAMETERS) for folder in (whole, parts))
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        ({"tune": "lora", "tune_layers": 99}, r"tune_layers = 99.*has 2 layers"),
+        pytest.param(
+            {"tune": "lora", "device": "cuda"},
+            r'device = "cuda".*"auto" or "cpu"',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU"),
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    model: dict[str, Any], match: str, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PretrainedError, match=match):
+        run(small_config(tiny_encoder, 4, 2, model=model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_of_an_unknown_family_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """DistilBERT has layers of another shape; `head` works with any encoder."""
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+
+    folder = write_tiny_encoder(tmp_path / "distil")
+    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    DistilBertModel(
+        DistilBertConfig(vocab_size=vocabulary, dim=32, n_layers=1, n_heads=2, hidden_dim=48)
+    ).save_pretrained(folder)
+    with pytest.raises(PretrainedError, match=r"distilbert.*cannot be trained here.*head"):
+        run(tuned(folder, "lora"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run(small_config(folder, 4, 1), tmp_path / "run")
