@@ -264,7 +264,7 @@ DELIVERY_MUTATIONS = (
     _hostile(RECEIVED, "delivery", "a_model_of_a_run_that_the_partner_took_no_part_in_is_refused", ("if lineage.run_id != run_id:", "if False:")),
     _hostile(RECEIVED, "delivery", "a_lie_under_the_right_key_is_refused[another base]", ("require_base(lineage, self._pretrained)", "")),
     _hostile(RECEIVED, "delivery", "a_lie_under_the_right_key_is_refused[another layout]", ("if lineage.layout != layout:", "if False:")),
-    _hostile(RECEIVED, "delivery", "parameters_of_no_such_model_are_refused_under_the_right_key", ("load_model(files, lineage, self._pretrained)", "")),
+    _hostile(RECEIVED, "delivery", "parameters_of_no_such_model_are_refused_under_the_right_key", ("_, config = load_model(files, lineage, self._pretrained)", "config = self._config.model")),
     _hostile(RECEIVED, "delivery", "another_model_for_the_same_rounds_is_refused_and_one_of_more_rounds_is_kept_beside", (_GIVEN_BEFORE, "if False:")),
     _hostile(LINEAGE, "delivery", "another_key_than_the_pinned_one_is_refused", ("_require_signature(files[LINEAGE], files[SIGNATURE], key)", "")),
     _hostile(LINEAGE, "delivery", "a_file_that_was_altered_is_refused[model.safetensors]", ("if found != facts:", "if False:")),
