@@ -175,17 +175,27 @@ def _path_of(address: str) -> Path | None:
     return Path(address.removeprefix(UNIX)) if address.startswith(UNIX) else None
 
 
+def _made(folder: Path) -> bool:
+    """Makes a folder, and says whether it was not there: one that was, /run say, is somebody's to keep as it is."""
+    if folder.exists():
+        return False
+    try:
+        folder.mkdir()
+    except FileExistsError:  # another worker, whose socket lies beside this one, was faster
+        return False
+    return True
+
+
 def _make_room(path: Path, group: str) -> None:
     """Makes the socket's folder, for its owner and the group alone, and removes a socket that nobody listens on."""
     if len(os.fsencode(path)) > 100:
         raise ConfigError(
             f"worker.listen = {path}: a path of over 100 bytes is too long for a socket; use a shorter one"
         )
-    if not path.parent.exists():  # a folder that was there, /run say, is somebody's to keep as it is
-        for folder in [one for one in reversed(path.parent.parents) if not one.exists()]:
-            folder.mkdir()
+    for folder in reversed(path.parent.parents):
+        if _made(folder):
             folder.chmod(0o711 if group else 0o700)  # the group must get through, whatever the umask
-        path.parent.mkdir()
+    if _made(path.parent):
         _give(path.parent, group, 0o750 if group else 0o700)
     if not path.exists():
         return

@@ -217,6 +217,32 @@ def test_a_path_too_long_for_a_socket_and_a_file_in_its_place_are_refused(short:
         WorkerServer(f"unix:{short}/file", lambda *_: ECHO, 10, 101)
 
 
+def test_workers_that_make_the_same_folder_at_once_all_start(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, make = threading.Barrier(2, timeout=30), Path.mkdir
+
+    def at_once(path: Path, *args: Any, **options: Any) -> None:
+        if path == short / "shared":
+            both.wait()
+        make(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", at_once)
+    failed: list[Exception] = []
+
+    def start(name: str) -> None:
+        try:
+            WorkerServer(f"unix:{short}/shared/{name}/socket", lambda *_: ECHO, 10, 101)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=start, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert all((short / "shared" / name).stat().st_mode & 0o777 == 0o700 for name in ("", "a", "b"))
+
+
 def test_a_group_that_does_not_exist_is_refused(short: Path) -> None:
     with pytest.raises(ConfigError, match="no such group"):
         WorkerServer(f"unix:{short}/in/socket", lambda *_: ECHO, 10, 101, group="no-group-of-that-name")
