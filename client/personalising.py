@@ -4,9 +4,10 @@ from pathlib import Path
 
 from client.erasure import Erased
 from client.partner import PartnerConfig
-from client.personal import Kept, Personal, fit, look
+from client.personal import Kept, Personal, Seen, fit, look
 from client.predicting import Usable, features_of, item_counts, read_rows
 from common.card import load_card
+from common.clicks import impressions_N
 from common.errors import DataError
 from common.lineage import LINEAGE
 
@@ -29,10 +30,12 @@ def personal_of(use: Usable, model: Path, partner: PartnerConfig | None) -> Pers
     found = kept.read(made_of)
     if found is None:
         rows = read_rows(Path(partner.clicks), load_card(Path(partner.card)), Erased(Path(partner.state))).rows
-        if rows.empty:
+        if not impressions_N(rows).any():
             raise DataError(f'{partner.clicks}: no row to fit personal.kind = "{partner.personal.kind}" on')
         seen = look(use.model, features_of(use, rows, item_counts(use, partner, own_log=True)))
-        label_N, user_N = rows["clicked"].to_numpy(), rows["user"].to_numpy()
+        shown_N = impressions_N(rows)
+        seen = Seen(seen.click_N[shown_N], seen.hidden_NH[shown_N])
+        label_N, user_N = rows["clicked"].to_numpy()[shown_N], rows["user"].to_numpy()[shown_N]
         found = fit(partner.personal.kind, partner.personal.penalty, seen, label_N, user_N, made_of)
         kept.write(found)
     return found

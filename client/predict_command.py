@@ -30,6 +30,7 @@ from client.predicting import (
 )
 from client.received import Received
 from common.card import DataCard, load_card
+from common.clicks import impressions_N
 from common.config import apply_override
 from common.errors import UsageError
 from common.keyfiles import load_signing_public
@@ -69,11 +70,16 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     use = usable(asked.model, asked.key, asked.pretrained, asked.cache)
     card = load_card(asked.card)
     read = read_rows(asked.clicks, card, Erased(Path(asked.partner.state)) if asked.partner else None)
-    if read.rows.empty:
+    shown_N = impressions_N(read.rows)
+    if not shown_N.any():
         raise UsageError(f"{asked.clicks}: no row is left to score: {read.dropped}")
+    rows = read.rows[shown_N]
     counts = item_counts(use, asked.partner, own_log=asked.own_log)
     personal = personal_of(use, asked.model, asked.partner)
-    predicted = predictions(use, read.rows, counts, own_log=asked.own_log, personal=personal)
+    predicted = {
+        kind: scored.part(shown_N)
+        for kind, scored in predictions(use, read.rows, counts, own_log=asked.own_log, personal=personal).items()
+    }
     in_log = {kind: found.in_log(card.click.unclicked_kept) for kind, found in predicted.items()}
     found: dict[str, Any] = {
         "model": str(asked.model),
@@ -82,14 +88,15 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
         "signed_by": use.lineage.signed_by,
         "privacy": use.lineage.privacy.sentence,
         "clicks": str(asked.clicks),
-        "rows": len(read.rows),
-        "users": int(read.rows["user"].nunique()),
+        "rows": len(rows),
+        "history_rows": len(read.rows) - len(rows),
+        "users": int(rows["user"].nunique()),
         "dropped": read.dropped,
-        "figures": figures_of(read.rows, in_log["raw"].click_N),
-        "calibrated": figures_of(read.rows, in_log["calibrated"].click_N) if "calibrated" in in_log else None,
-        "personal": personal.facts() | figures_of(read.rows, in_log["personal"].click_N) if personal else None,
-        "purchases": _purchases(read.rows, in_log["raw"].purchase_N),
-        "unknown_items": use.item_rates.num_unknown(read.rows) if use.item_rates else None,
+        "figures": figures_of(rows, in_log["raw"].click_N),
+        "calibrated": figures_of(rows, in_log["calibrated"].click_N) if "calibrated" in in_log else None,
+        "personal": personal.facts() | figures_of(rows, in_log["personal"].click_N) if personal else None,
+        "purchases": _purchases(rows, in_log["raw"].purchase_N),
+        "unknown_items": use.item_rates.num_unknown(rows) if use.item_rates else None,
         "note": " ".join(_notes(asked, card, use)),
         "scores": None,
         "next": None,
@@ -97,7 +104,7 @@ def command(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.out is not None:
         os.umask(0o077)  # who was shown what, and when: nobody else's to read
         path = arguments.out / f"scores.{arguments.format}"
-        write_atomically(path, _written(scores_table(read.rows, predicted, card), arguments.format))
+        write_atomically(path, _written(scores_table(rows, predicted, card), arguments.format))
         found["scores"] = str(path)
         if arguments.next:
             path = arguments.out / f"next.{arguments.format}"
@@ -133,6 +140,7 @@ def show(result: dict[str, Any], _arguments: argparse.Namespace) -> None:
 
     say(f"model of run {result['run_id']}, {result['rounds']} rounds, signature and files verified")
     dropped = "".join(f"; {count} rows {reason}: left out" for reason, count in result["dropped"].items())
+    dropped += f"; {result['history_rows']} rows of history, not scored" if result["history_rows"] else ""
     say(f"{result['rows']} rows of {result['users']} users in {result['clicks']}{dropped}")
     if result["unknown_items"]:
         say(f"{result['unknown_items']} rows are of items that the statistics do not know: scored with the base rate")

@@ -74,6 +74,11 @@ class Predicted:
         """Returns them as they are in a log that holds a share of the unclicked rows."""
         return Predicted(of_log(self.click_N, unclicked_kept), self.given_click_N)
 
+    def part(self, kept_N: NDArray[np.bool_]) -> "Predicted":
+        """Returns those of some rows."""
+        given_N = None if self.given_click_N is None else self.given_click_N[kept_N]
+        return Predicted(self.click_N[kept_N], given_N)
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -21,7 +21,7 @@ from client.participant import own_membership
 from client.partner import PartnerConfig
 from client.rpc.asking import why_not_serving
 from common.card import load_card, require_sampling
-from common.clicks import read_clicks
+from common.clicks import impressions_N, read_clicks
 from common.errors import ConfigError, HushclickError
 from common.pretrained import locate
 from common.privacy.accounting import epsilon, rounded_up
@@ -188,7 +188,7 @@ def _held_out(config: PartnerConfig) -> str:
         return 'evaluation.at = "server": no row is held out here'
     clicks = read_clicks(Path(config.clicks), load_card(Path(config.card)), allow_one_class=True)
     rows = Erased(Path(config.state)).without(clicks.rows)
-    train_N, test_N = rule_of(config.evaluation).sides(rows)
+    train_N, test_N = (side_N & impressions_N(rows) for side_N in rule_of(config.evaluation).sides(rows))
     if not train_N.any():
         raise ConfigError(
             f"all {len(rows)} rows are held out ({_said(config)}), and none trains: agree on another rule"

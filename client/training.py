@@ -172,7 +172,9 @@ def sample_units(rows: UserRows, step: Sampling, generator: np.random.Generator)
         users = sample_users(rows.num_users, step.sampling_rate, generator)
         return choose_rows(rows, users, step.max_rows, generator)
     stop_N = np.repeat(rows.offset_U1[1:], np.diff(rows.offset_U1))
-    row_N = np.flatnonzero(stop_N - np.arange(len(stop_N)) <= step.max_rows)
+    trains_N = np.ones(len(stop_N), bool) if rows.trains_N is None else rows.trains_N
+    before_N1 = np.append(0, np.cumsum(trains_N))
+    row_N = np.flatnonzero(trains_N & (before_N1[stop_N] - before_N1[:-1] <= step.max_rows))
     return list(row_N[generator.random(len(row_N)) < step.sampling_rate, None])
 
 
@@ -187,11 +189,10 @@ def choose_rows(
     """Returns for each user its row numbers, at most `max_rows` of them drawn without replacement."""
     chosen = []
     for user in users:
-        start, stop = int(rows.offset_U1[user]), int(rows.offset_U1[user + 1])
-        if stop - start <= max_rows:
-            chosen.append(np.arange(start, stop))
-        else:
-            chosen.append(start + np.sort(generator.choice(stop - start, max_rows, replace=False)))
+        row_M = rows.trainable(user)
+        if len(row_M) > max_rows:
+            row_M = row_M[np.sort(generator.choice(len(row_M), max_rows, replace=False))]
+        chosen.append(row_M)
     return chosen
 
 

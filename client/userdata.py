@@ -18,7 +18,7 @@ from client.labels import NoisyLabels, unbiased
 from client.partner import PartnerConfig
 from common.augment import with_wordings
 from common.card import DataCard, load_card, require_sampling
-from common.clicks import read_clicks
+from common.clicks import impressions_N, read_clicks
 from common.errors import LedgerError, ModelError, ProtocolError
 from common.features import UserRows, featurise
 from common.histogram import Terms
@@ -119,9 +119,14 @@ class UserData:
         return replace(features, wording_NW=np.stack(others, axis=1)) if others else features
 
     def _rows(self) -> pd.DataFrame:
-        """Returns the rows that train, and that statistics are made of: none that is held out."""
+        """Returns the rows that train, and their users' history: none that is held out."""
         log = self._log()
         return _few_each(log[self._rule.sides(log)[0]])
+
+    def _counted_rows(self) -> pd.DataFrame:
+        """Returns the rows that statistics are made of: those that train."""
+        rows = self._rows()
+        return rows[impressions_N(rows)].reset_index(drop=True)
 
     def _log(self) -> pd.DataFrame:
         rows = read_clicks(Path(self.config.clicks), self._card, allow_one_class=True).rows
@@ -135,7 +140,7 @@ class UserData:
             raise ProtocolError('this partner holds nothing out (its evaluation.at is not "partners")')
         users = set(log.loc[self._rule.sides(log)[1], "user"])
         rows = _few_each(log[log["user"].isin(users)])
-        train_N, test_N = self._rule.sides(rows)
+        train_N, test_N = (side_N & impressions_N(rows) for side_N in self._rule.sides(rows))
         row_N = np.flatnonzero(test_N)
         user_N = pd.factorize(rows["user"])[0][row_N].astype(np.int64)
         terms = terms_of(self.config.evaluation, self.config.privacy, self.config.model.prior_click_rate)

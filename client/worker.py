@@ -99,7 +99,7 @@ class Worker(UserData):
         super().__init__(config, _locate(config.model.encoder, config.model.encoder_sha256, config.model.cache))
         self._ledger, head_file = Ledger(Path(config.ledger), config.name), HeadFile(Path(config.state))
         self._budget = Budget(self._ledger, config.privacy, head_file)
-        self._histograms = Histograms(config, self._budget, lambda: self._rows(), self.count_failure)
+        self._histograms = Histograms(config, self._budget, lambda: self._counted_rows(), self.count_failure)
         self._evaluations = Evaluations(config, self._budget, self._ledger, self)
         self._received, self._joined = Received(config, self._pretrained), dict[str, None]()
         self._training = threading.Lock()

@@ -8,6 +8,7 @@ text = ["headline", "body"]     # one column, or several that are joined by ". "
 clicked = "clicked"             # 0/1, true/false, or a number beside click.threshold
 item = "ad_id"                  # optional, as are all below; without it an item is the hash of its text
 purchased = "bought"
+history = "from_history"        # 1 where the row is only part of its user's past: features see it, nothing else does
 slate = "impression_id"         # which rows were shown together
 domain = "vertical"
 context = ["placement", "device"]
@@ -56,13 +57,14 @@ class Columns:
     clicked: Name
     item: str = ""
     purchased: str = ""
+    history: str = ""
     slate: str = ""
     domain: str = ""
     context: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
 
     def names(self) -> list[str]:
         """Returns every mapped column once, in the order of the roles."""
-        optional = [name for name in (self.item, self.purchased, self.slate, self.domain) if name]
+        optional = [name for name in (self.item, self.purchased, self.history, self.slate, self.domain) if name]
         return list(dict.fromkeys([self.user, self.time, *self.text, self.clicked, *optional, *self.context]))
 
 
@@ -109,7 +111,7 @@ class DataCard:
 
 def _inputs(columns: Columns) -> dict[str, tuple[str, ...]]:
     """Returns role -> columns, for every role but the labels."""
-    single = {role: (getattr(columns, role),) for role in ("user", "time", "item", "slate", "domain")}
+    single = {role: (getattr(columns, role),) for role in ("user", "time", "item", "history", "slate", "domain")}
     return {"text": columns.text, "context": columns.context, **single}
 
 
@@ -202,6 +204,7 @@ def canonical_card(rows: pd.DataFrame, unclicked_kept: float = 1.0) -> DataCard:
         clicked="clicked",
         item="item",
         purchased="purchased" if "purchased" in present else "",
+        history="history" if "history" in present else "",
         slate="slate" if "slate" in present else "",
         domain="domain",
         context=tuple(name for name in rows.columns if name.startswith(CONTEXT_PREFIX)),

@@ -8,6 +8,8 @@ Canonical columns, whatever the log called them:
     text          str    never blank
     clicked       int8   0 or 1
     purchased     int8   0 or 1, 1 only where clicked; the column is there only if the log has it
+    history       int8   1 = only part of its user's past: features see it, and nothing is trained, counted or
+                         evaluated on it; only if mapped
     slate         str    rows that were shown together; only if mapped, "" = unknown
     domain        str    "" = not mapped
     context:NAME  str    one per context column, "" = missing
@@ -50,6 +52,7 @@ __all__ = [
     "DataCard",
     "ReadReport",
     "canonical_card",
+    "impressions_N",
     "load_card",
     "make_log",
     "parse_card",
@@ -62,15 +65,18 @@ __all__ = [
 
 LONG_TEXT = 10_000  # characters; kept, but noted: an encoder reads only the first max_tokens
 _NOT_ZERO_ONE = "click not 0 or 1"
-_ORDER = ("user", "time", "item", "text", "clicked", "purchased", "slate", "domain")
+_ORDER = ("user", "time", "item", "text", "clicked", "purchased", "history", "slate", "domain")
 _REQUIRED = {"user", "time", "item", "text", "clicked", "domain"}
-_KINDS = {"time": "int64", "clicked": "int8", "purchased": "int8"}  # all others are "str"
+_KINDS = {"time": "int64", "clicked": "int8", "purchased": "int8", "history": "int8"}  # all others are "str"
 _QUANTILES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
 
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What a log holds and what was dropped: counts and rates only, so that it may be printed."""
+    """What a log holds and what was dropped: counts and rates only, so that it may be printed.
+
+    Rates, and rows per user, are of impressions: rows that are history alone are counted by themselves.
+    """
 
     rows_read: int
     rows_kept: int
@@ -83,6 +89,7 @@ class ReadReport:
     last_time: int
     impressions_per_user: Mapping[str, float]  # min, p25, median, p75, p90, max
     users_with_one_row: int
+    history_rows: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -113,6 +120,7 @@ _CANONICAL = pa.DataFrameSchema(
         "text": pa.Column("str", [_STR, _TEXT]),
         "clicked": pa.Column("int8", _ZERO_ONE),
         "purchased": pa.Column("int8", _ZERO_ONE, required=False),
+        "history": pa.Column("int8", _ZERO_ONE, required=False),
         "slate": pa.Column("str", _STR, required=False),
         "domain": pa.Column("str", _STR),
         f"^({CONTEXT_PREFIX}|{SENSITIVE_PREFIX})[\\s\\S]+": pa.Column("str", _STR, regex=True, required=False),
@@ -120,6 +128,14 @@ _CANONICAL = pa.DataFrameSchema(
     checks=[_BOUGHT, _DISTINCT],
     strict=True,
 )
+
+
+def impressions_N(rows: pd.DataFrame) -> Bools:
+    """Returns which canonical rows were shown and judged, and so are trained, counted or evaluated on, bool [N].
+
+    The others are history: clicks that are known of a user, without what was shown beside them.
+    """
+    return rows["history"].to_numpy() == 0 if "history" in rows else np.ones(len(rows), bool)
 
 
 def validate_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -169,9 +185,9 @@ def read_clicks(path: Path, card: DataCard, *, allow_one_class: bool = False, se
 
     A row is dropped, under the first reason that holds, when it has no user, item or text, a time that cannot be
     read, a click that is not 0 or 1 (not a number, under `click.threshold`), a purchase that is not 0 or 1 (blank
-    without a click = 0) or without a click, or when it repeats the user, item and time of an earlier row. A CSV line
-    that is not UTF-8 or has not as many fields as the header is dropped too. In CSV, the words that stand for null are
-    no user or item.
+    without a click = 0) or without a click, a history that is not 0 or 1, or when it repeats the user, item and time
+    of an earlier row. A CSV line that is not UTF-8 or has not as many fields as the header is dropped too. In CSV, the
+    words that stand for null are no user or item.
 
     Each row is read alone: what becomes of it depends on no row of another user.
 
@@ -215,10 +231,11 @@ def _threshold_hint(card: DataCard, dropped: Mapping[str, int]) -> str:
 
 def require_both_classes(rows: pd.DataFrame, where: str, mend: str) -> None:
     """Raises a `DataError` that opens with `where` and ends with `mend` when all rows, or none, are clicked."""
-    clicks = int(rows["clicked"].sum())
-    if clicks in (0, len(rows)):
+    clicked_M = rows["clicked"].to_numpy()[impressions_N(rows)]
+    clicks = int(clicked_M.sum())
+    if clicks in (0, len(clicked_M)):
         which = "no row is" if clicks == 0 else "every row is"
-        raise DataError(f"{where}: {which} clicked among {len(rows)}; a click model needs both; check {mend}")
+        raise DataError(f"{where}: {which} clicked among {len(clicked_M)}; a click model needs both; check {mend}")
 
 
 def write_clicks(rows: pd.DataFrame, path: Path) -> None:
@@ -272,6 +289,10 @@ def _to_canonical(raw: pd.DataFrame, card: DataCard, path: Path) -> tuple[dict[s
         checks["purchase not 0 or 1"] = not_zero_one(value_N) & ~(np.isnan(value_N) & (clicked_N == 0))
         checks["purchase without a click"] = bought_N & (clicked_N == 0)
         arrays["purchased"] = bought_N.astype("int8")
+    if columns.history:
+        value_N = as_number(raw[columns.history])
+        checks["history not 0 or 1"] = not_zero_one(value_N)
+        arrays["history"] = (value_N == 1).astype("int8")
     for name, column in {"slate": columns.slate, "domain": columns.domain}.items():
         if column:
             arrays[name] = filled(as_text(raw[column]))
@@ -317,8 +338,10 @@ def _finish(rows: pd.DataFrame, rows_read: int, dropped: Mapping[str, int], note
     time_N = rows["time"].to_numpy()
     ordered = rows.take(np.lexsort((time_N, user_codes_N)))  # stable
     ordered.index = pd.RangeIndex(len(rows))
-    per_user_U = np.bincount(user_codes_N, minlength=len(users))
-    clicks = int(rows["clicked"].to_numpy().sum())
+    shown_N = impressions_N(rows)
+    shown = int(shown_N.sum())
+    per_user_U = np.bincount(user_codes_N[shown_N], minlength=len(users))
+    clicks = int(rows["clicked"].to_numpy()[shown_N].sum())
     quantiles = np.quantile(per_user_U, list(_QUANTILES.values()))
     report = ReadReport(
         rows_read=rows_read,
@@ -326,12 +349,15 @@ def _finish(rows: pd.DataFrame, rows_read: int, dropped: Mapping[str, int], note
         dropped=dict(dropped),
         users=len(users),
         items=len(pd.factorize(rows["item"])[1]),
-        click_rate=clicks / len(rows),
-        purchase_rate=float(rows["purchased"].to_numpy().sum()) / clicks if "purchased" in rows and clicks else None,
+        click_rate=clicks / shown if shown else float("nan"),
+        purchase_rate=float(rows["purchased"].to_numpy()[shown_N].sum()) / clicks
+        if "purchased" in rows and clicks
+        else None,
         first_time=int(time_N.min()),
         last_time=int(time_N.max()),
         impressions_per_user={name: float(value) for name, value in zip(_QUANTILES, quantiles, strict=True)},
         users_with_one_row=int((per_user_U == 1).sum()),
+        history_rows=len(rows) - shown,
         notes=notes,
     )
     return ClickLog(rows=ordered, report=report)

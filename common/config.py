@@ -54,8 +54,8 @@ class GeneratorConfig:
 class DataConfig:
     """Where clicks come from, how they are split in time and over partners."""
 
-    source: Literal["movielens", "movietweetings", "generated", "files"] = "movielens"
-    path: str = ""  # a folder (movietweetings) or a CSV or Parquet file (files)
+    source: Literal["movielens", "movietweetings", "mind", "generated", "files"] = "movielens"
+    path: str = ""  # a folder (movietweetings, mind, movielens) or a CSV or Parquet file (files)
     card: str = ""  # data card (TOML) that maps the file's columns to roles; needed for "files"
     click_threshold: float | None = None  # rating that counts as a click; unset = the source's usual one
     partners: Annotated[int, Field(ge=1, le=65_536)] = 6

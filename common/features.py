@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from common.clicks import impressions_N
 from common.config import ModelConfig
 from common.itemrates import ItemRates
 
@@ -50,6 +51,7 @@ class UserRows:
         states_TE: frozen text states, shared and never written to; float32.
         tokens_T: where layers of the encoder are trained, what enters the first of them, float32 [n, E] for each text.
         wording_NW: other wordings of each row's text, of which training draws one; int64, rows of `states_TE`.
+        trains_N: which rows may be trained on, bool; None = all. The others are history alone.
         through_model: whether `states_TE` are what such layers made of the tokens, so that nothing is left to run.
     """
 
@@ -62,11 +64,17 @@ class UserRows:
     tokens_T: Sequence[Float] | None = None
     through_model: bool = False
     wording_NW: Int | None = None
+    trains_N: NDArray[np.bool_] | None = None
 
     @property
     def num_users(self) -> int:
         """The number of users U."""
         return len(self.offset_U1) - 1
+
+    def trainable(self, user: int) -> Int:
+        """Returns the numbers of a user's rows that may be trained on, ascending."""
+        row_M = np.arange(self.offset_U1[user], self.offset_U1[user + 1])
+        return row_M if self.trains_N is None else row_M[self.trains_N[row_M]]
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ def featurise(
         own_rows_N: rows that are themselves in what was counted, whose own label is taken out again; None = all.
         tokens_T: token states of each text, where the model trains layers of the encoder.
     """
-    num_rows = len(rows)
+    num_rows, shown_N = len(rows), impressions_N(rows)
     user_codes, _ = pd.factorize(rows["user"])
     offset_U1 = np.append(np.flatnonzero(np.diff(user_codes, prepend=-1)), num_rows).astype(np.int64)
     clicked_N = rows["clicked"].to_numpy(np.float32)
@@ -138,23 +146,27 @@ def featurise(
     for start, stop in pairwise(offset_U1):
         part = slice(start, stop)
         seen_M = _known_before(time_N[part], config.label_delay_seconds)
-        own_NF[part, : len(_OWN_RATES)] = _own_rates(clicked_N[part], domain_N[part], seen_M, config.prior_click_rate)
+        own_NF[part, : len(_OWN_RATES)] = _own_rates(
+            clicked_N[part], domain_N[part], shown_N[part], seen_M, config.prior_click_rate
+        )
         own_NF[part, len(_OWN_RATES) :] = _text_rates(
-            _unit(states_TE[text_N[part]]), clicked_N[part], seen_M, config.prior_click_rate
+            _unit(states_TE[text_N[part]]), clicked_N[part], shown_N[part], seen_M, config.prior_click_rate
         )
         _fill_history(history_NH[part], clicked_N[part], seen_M, int(start))
+    counted_N = shown_N if own_rows_N is None else shown_N & own_rows_N
     blocks = [own_NF, _time_features(time_N), _context_features(rows, config.context_buckets)]
     if config.item_rates == "exact":
-        blocks.append(_item_rates(rows, clicked_N, item_counts or {}, own_rows_N, config.prior_click_rate))
+        blocks.append(_item_rates(rows, clicked_N, item_counts or {}, counted_N, config.prior_click_rate))
     elif config.item_rates == "private" and item_rates is not None:
-        blocks.append(item_rates.features(rows, own_rows_N))
+        blocks.append(item_rates.features(rows, counted_N))
     elif config.item_rates == "private":
         blocks.append(np.zeros((num_rows, len(_PRIVATE_ITEM)), np.float32))
     labels = [clicked_N]
     if "purchased" in rows:
         labels.append(rows["purchased"].to_numpy(np.float32))
     label_NL, dense_NF = np.stack(labels, axis=1), np.concatenate(blocks, axis=1)
-    return UserRows(offset_U1, text_N, label_NL, dense_NF, history_NH, states_TE, tokens_T)
+    trains_N = None if shown_N.all() else shown_N
+    return UserRows(offset_U1, text_N, label_NL, dense_NF, history_NH, states_TE, tokens_T, trains_N=trains_N)
 
 
 def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
@@ -200,7 +212,7 @@ def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:
 
 def count_items(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """Returns item -> (clicks, impressions), exact and therefore not private."""
-    grouped = rows.groupby("item")["clicked"].agg(["sum", "count"])
+    grouped = rows[impressions_N(rows)].groupby("item")["clicked"].agg(["sum", "count"])
     return {
         str(item): (float(clicks), float(shown)) for item, clicks, shown in grouped.itertuples(index=True, name=None)
     }
@@ -223,8 +235,14 @@ def _shrunk_logit(clicks: Any, shown: Any, prior: float, strength: float) -> Any
     return _logit((clicks + prior * strength) / (shown + strength)) - _logit(prior)
 
 
-def _own_rates(clicked_M: Float, domain_M: Int, seen_M: Int, prior: float) -> Float:
-    """Returns the user's own past rates before each row, [M, 6]: overall, counts, the last ten, the same domain."""
+def _own_rates(clicked_M: Float, domain_M: Int, shown_M: NDArray[np.bool_], seen_M: Int, prior: float) -> Float:
+    """Returns the user's own past rates before each row, [M, 6]: overall, counts, the last ten, the same domain.
+
+    Of what was shown: a history of clicks alone says nothing about how often the user clicks.
+    """
+    out_MF = np.zeros((len(seen_M), len(_OWN_RATES)), np.float32)
+    seen_M = np.append(0, np.cumsum(shown_M))[seen_M][shown_M]
+    clicked_M, domain_M = clicked_M[shown_M], domain_M[shown_M]
     clicks_M1 = np.concatenate([[0.0], np.cumsum(clicked_M)])
     recent_from_M = np.maximum(seen_M - _RECENT, 0)
     recent_M = np.clip(clicks_M1[seen_M] - clicks_M1[recent_from_M], 0, seen_M - recent_from_M)
@@ -236,7 +254,7 @@ def _own_rates(clicked_M: Float, domain_M: Int, seen_M: Int, prior: float) -> Fl
         rows_of = np.concatenate([[0.0], np.cumsum(here_M)])
         same_rows_M[here_M] = rows_of[seen_M[here_M]]
         same_clicks_M[here_M] = np.clip(clicks_of[seen_M[here_M]], 0, same_rows_M[here_M])
-    return np.stack(
+    out_MF[shown_M] = np.stack(
         [
             _shrunk_logit(past_M, seen_M, prior, _RATE_STRENGTH),
             np.log1p(seen_M) / 3,
@@ -246,7 +264,8 @@ def _own_rates(clicked_M: Float, domain_M: Int, seen_M: Int, prior: float) -> Fl
             np.log1p(same_rows_M) / 3,
         ],
         axis=1,
-    ).astype(np.float32)
+    )
+    return out_MF
 
 
 def _unit(state_ME: Float) -> Float:
@@ -255,8 +274,11 @@ def _unit(state_ME: Float) -> Float:
     return unit_ME
 
 
-def _text_rates(unit_ME: Float, clicked_M: Float, seen_M: Int, prior: float) -> Float:
-    """Returns how the user judged texts like each row's before, [M, 4]: a kernel regression on the user alone."""
+def _text_rates(unit_ME: Float, clicked_M: Float, shown_M: NDArray[np.bool_], seen_M: Int, prior: float) -> Float:
+    """Returns how the user judged texts like each row's before, [M, 4]: a kernel regression on the user alone.
+
+    Its rate is of what was shown; nearest click and pull see clicks that are history alone as well.
+    """
     out_MF = np.zeros((len(seen_M), 4), np.float32)
     block = 256  # bounds the memory of a user with thousands of rows
     for start in range(0, len(seen_M), block):
@@ -267,7 +289,7 @@ def _text_rates(unit_ME: Float, clicked_M: Float, seen_M: Int, prior: float) -> 
         cosine_MK = unit_ME[part] @ unit_ME[:last].T
         before_MK = np.arange(last)[None, :] < seen_M[part, None]
         click_K = clicked_M[:last]
-        kernel_MK = np.exp(_KERNEL_SHARPNESS * (cosine_MK - 1)) * before_MK
+        kernel_MK = np.exp(_KERNEL_SHARPNESS * (cosine_MK - 1)) * (before_MK & shown_M[:last])
         alike_M, alike_click_M = kernel_MK.sum(1), (kernel_MK * click_K).sum(1)
         alike_click_M = np.clip(alike_click_M, 0, alike_M)
         positive_MK = before_MK * (click_K > 0).astype(np.float32)
@@ -319,12 +341,12 @@ def _bucket(text: str, buckets: int) -> int:
 
 
 def _item_rates(
-    rows: pd.DataFrame, clicked_N: Float, counts: ItemCounts, own_rows_N: NDArray[np.bool_] | None, prior: float
+    rows: pd.DataFrame, clicked_N: Float, counts: ItemCounts, counted_N: NDArray[np.bool_], prior: float
 ) -> Float:
     """Returns the item's rate over the training rows without the row's own label, [N, 2]."""
     code_N, items = pd.factorize(rows["item"])
     count_V2 = np.array([counts.get(str(item), (0.0, 0.0)) for item in items]).reshape(-1, 2)
-    own_N = np.ones(len(rows)) if own_rows_N is None else own_rows_N.astype(float)
+    own_N = counted_N.astype(float)
     shown_N = np.maximum(count_V2[code_N, 1] - own_N, 0)
     clicks_N = np.clip(count_V2[code_N, 0] - own_N * clicked_N, 0, shown_N)
     rate_N = _shrunk_logit(clicks_N, shown_N, prior, _ITEM_STRENGTH)

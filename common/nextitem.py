@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.card import CONTEXT_PREFIX
+from common.clicks import impressions_N
 from common.config import ModelConfig
 from common.features import ItemCounts, featurise
 from common.itemrates import ItemRates
@@ -140,7 +141,10 @@ def _rows(log: Log, items: Items, moments: Sequence[Moment]) -> tuple[pd.DataFra
     contexts = [str(name) for name in log.rows if str(name).startswith(CONTEXT_PREFIX)]
     own = {name: log.rows[name].to_numpy(object) for name in ("item", "domain", *contexts)}
     time_N, clicked_N = log.rows["time"].to_numpy(np.int64), log.rows["clicked"].to_numpy()
-    parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in ("user", "time", "clicked", "text", *own)}
+    history_N = (~impressions_N(log.rows)).astype(np.int8)
+    parts: dict[str, list[NDArray[np.generic]]] = {
+        name: [] for name in ("user", "time", "clicked", "history", "text", *own)
+    }
     scored = []
     for number, moment in enumerate(moments):
         past_M, candidates_J = moment.past_M, moment.candidates_J
@@ -148,6 +152,7 @@ def _rows(log: Log, items: Items, moments: Sequence[Moment]) -> tuple[pd.DataFra
         parts["user"].append(np.full(len(past_M) + count, number))
         parts["time"] += [time_N[past_M], np.full(count, moment.time)]
         parts["clicked"] += [clicked_N[past_M], np.zeros(count, clicked_N.dtype)]
+        parts["history"] += [history_N[past_M], np.zeros(count, np.int8)]
         parts["text"] += [log.text_N[past_M], items.text_I[candidates_J]]
         parts["item"] += [own["item"][past_M], items.name_I[candidates_J]]
         parts["domain"] += [own["domain"][past_M], items.domain_I[candidates_J]]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from common.clicks import impressions_N
 from common.config import EvaluationConfig, Split
 from common.errors import DataError
 
@@ -24,11 +25,19 @@ Words = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Which rows are for training and which for the test; a row may be neither, and is never both."""
+    """Which rows are for training and which for the test; a row may be neither, and is never both.
+
+    Attributes:
+        train_N: rows to train on.
+        test_N: rows to evaluate on.
+        past_N: history alone, on the side of training: features of a training row may see it.
+        cut_time: Unix seconds; test rows are at or after it. None for split "user".
+    """
 
     train_N: Bools
     test_N: Bools
-    cut_time: int | None  # Unix seconds; test rows are at or after it. None for split "user"
+    past_N: Bools
+    cut_time: int | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Rule:
 
     def sides(self, rows: pd.DataFrame) -> tuple[Bools, Bools]:
         """Returns which rows are for training and which are held out; never both, and neither where both rules apply.
+
+        Rows that are history alone go with the others of their user and time: who trains or evaluates leaves them out.
 
         With both rules the later rows of the drawn users are held out and the earlier rows of the others train.
         """
@@ -89,6 +100,7 @@ def split_rows(rows: pd.DataFrame, split: Split, test_share: float) -> SplitRows
     stay together); a user may be on both sides. `user`: users are whole on one side; each is a test user with
     probability `test_share` by the hash of the id, so that nobody changes sides when a log grows. `user_time`: the
     later rows of test users are test, the earlier rows of other users train, and the rest is neither (it is history).
+    Rows that are history alone are on no side.
 
     Args:
         rows: canonical rows, in any order.
@@ -98,13 +110,18 @@ def split_rows(rows: pd.DataFrame, split: Split, test_share: float) -> SplitRows
     Raises:
         DataError: when training or test rows are none, or all, or none of them are clicked.
     """
-    cut_time = _cut(rows["time"].to_numpy(), test_share) if split in ("time", "user_time") else None
+    cut_time = (
+        _cut(rows["time"].to_numpy()[impressions_N(rows)], test_share) if split in ("time", "user_time") else None
+    )
     rule = Rule(cut_time, test_share if split in ("user", "user_time") else None)
     train_N, test_N = rule.sides(rows)
+    shown_N = impressions_N(rows)
+    past_N = train_N & ~shown_N
+    train_N, test_N = train_N & shown_N, test_N & shown_N
     clicked_N = rows["clicked"].to_numpy() == 1
     for side, side_N in (("training", train_N), ("test", test_N)):
         _require_usable(clicked_N[side_N], side, split, test_share)
-    return SplitRows(train_N=train_N, test_N=test_N, cut_time=cut_time)
+    return SplitRows(train_N=train_N, test_N=test_N, past_N=past_N, cut_time=cut_time)
 
 
 def _cut(time_N: npt.NDArray[np.int64], test_share: float) -> int:

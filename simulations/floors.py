@@ -30,6 +30,7 @@ from sklearn.preprocessing import StandardScaler
 
 from client.training import DpStep, Randomness, train_privately
 from common.bootstrap import paired_difference
+from common.clicks import impressions_N
 from common.config import Config, ModelConfig
 from common.features import ItemCounts, UserRows, count_items, dense_names, featurise
 from common.itemrates import ItemRates, parse_release
@@ -58,12 +59,17 @@ class Logs:
     """What the floors are computed from: the pooled training rows, the held-out rows, the text states."""
 
     config: Config
-    training: pd.DataFrame  # canonical rows and `partner`
+    training: pd.DataFrame  # canonical rows and `partner`; with what is history alone
     central: pd.DataFrame
     heldout: HeldOut
     pretrained: Pretrained
     item_counts: ItemCounts
     item_rates: ItemRates | None = None  # of the private statistics that the final model goes with
+
+    @property
+    def trained(self) -> pd.DataFrame:
+        """The training rows without what is history alone."""
+        return self.training[impressions_N(self.training)]
 
     @property
     def evaluated(self) -> pd.DataFrame:
@@ -126,12 +132,12 @@ _PRIVATE = ("own_recent_rate", "private_item_popularity")
 
 
 def _base_rate(logs: Logs, _say: Callable[[str], None]) -> Floor:
-    rate = float(logs.training["clicked"].mean())
+    rate = float(logs.trained["clicked"].mean())
     return {"base_rate": (np.full(len(logs.evaluated), rate), f"{rate:.3f} of the training rows are clicks")}
 
 
 def _item_popularity(logs: Logs, _say: Callable[[str], None]) -> Floor:
-    rate = float(logs.training["clicked"].mean())
+    rate = float(logs.trained["clicked"].mean())
     count_N2 = np.array([logs.item_counts.get(item, (0.0, 0.0)) for item in logs.evaluated["item"]]).reshape(-1, 2)
     score_N = (count_N2[:, 0] + _ITEM_STRENGTH * rate) / (count_N2[:, 1] + _ITEM_STRENGTH)
     floor: Floor = {"item_popularity": (score_N, "exact item means over all partners' training rows")}
@@ -153,7 +159,8 @@ def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
     say("logistic regression")
     train, test = logs.training, logs.central
     test_N = test["evaluate"].to_numpy(bool)
-    train_states_NE, test_states_NE = _row_states(logs, train), _row_states(logs, test)[test_N]
+    trains_N = impressions_N(train)
+    train_states_NE, test_states_NE = _row_states(logs, train)[trains_N], _row_states(logs, test)[test_N]
     components = min(_TEXT_COMPONENTS, *train_states_NE.shape)
     text = PCA(components, svd_solver="randomized", random_state=0).fit(train_states_NE)
     note = f"pooled, not private; own past rates, context, {components} text components"
@@ -166,10 +173,10 @@ def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
         kinds.append(("logistic_regression_private_item_rates", "private", ", private item rates"))
     for label, item_rates, added in kinds:
         model = replace(logs.config.model, item_rates=item_rates)
-        train_NF = _dense(logs, train, model, np.ones(len(train), bool)).dense_NF
+        train_NF = _dense(logs, train, model, np.ones(len(train), bool)).dense_NF[trains_N]
         test_NF = _dense(logs, test, model, ~test_N).dense_NF[test_N]
         regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        regression.fit(np.hstack([train_NF, text.transform(train_states_NE)]), train["clicked"])
+        regression.fit(np.hstack([train_NF, text.transform(train_states_NE)]), train["clicked"].to_numpy()[trains_N])
         score_N = regression.predict_proba(np.hstack([test_NF, text.transform(test_states_NE)]))[:, 1]
         floors[label] = (score_N, note + added)
     return floors

@@ -82,7 +82,7 @@ def build_partners(log: ClickLog, config: DataConfig) -> PartnerLogs:
     split = split_rows(rows, config.split, config.test_share)
     partner_of_user = assign_partners(rows, config)
     partner_N: Ints = np.asarray(partner_of_user.reindex(rows["user"]), dtype=np.int64)
-    training = _cut(without_sensitive(rows), partner_N, split.train_N, config.partners)
+    training = _cut(without_sensitive(rows), partner_N, split.train_N | split.past_N, config.partners)
     _require_none_empty(training, len(partner_of_user), config)
     return PartnerLogs(
         training=training,

@@ -55,7 +55,7 @@ def declared_users(config: Config, folder: Path) -> tuple[list[int], str]:
     if all(path.is_file() for path in homes):
         return [int(read_toml(path)["declared_users"]) for path in homes], "declared in the run folder"
     data = config.data
-    if data.source in ("files", "movietweetings"):
+    if data.source in ("files", "movietweetings", "mind") or (data.source == "movielens" and data.path):
         raise ConfigError(f'data.source = "{data.source}": a plan does not read a log; {_ASK}')
     if data.source == "generated" and data.generator.users > _QUICKLY_GENERATED:
         if data.partition == "skew":

@@ -4,6 +4,7 @@
                    click = rating >= 4
     movietweetings MovieTweetings: a folder with ratings.tsv (uid, mid, rating, ts) and movies.tsv (mid, title, genres);
                    click = rating >= 8
+    mind           MIND's news: a folder (`simulations.mind`)
     generated      `simulations.generator`
     files          a CSV or Parquet file and its data card
 
@@ -23,6 +24,7 @@ from common.config import DataConfig
 from common.errors import ConfigError, DataError
 from common.split import stable_hash
 from simulations.generator import generate_clicks
+from simulations.mind import mind_rows
 from simulations.movielens import movielens_ratings
 
 _NO_GENRE = "(no genres listed)"
@@ -94,6 +96,19 @@ def _film_log(ratings: pd.DataFrame, threshold: float) -> ClickLog:
     return log
 
 
+def _load_mind(config: DataConfig) -> ClickLog:
+    if config.click_threshold is not None:
+        raise ConfigError(
+            f'data.click_threshold = {config.click_threshold:g}: data.source = "mind" has clicks, not ratings;'
+            " leave it out"
+        )
+    rows, dropped = mind_rows(Path(config.path), lambda users: _drawn(users, config.max_users))
+    kinds = dict.fromkeys(("user", "item", "text", "slate", "domain"), "str")
+    log = make_log(rows.astype(kinds), rows_read=len(rows) + sum(dropped.values()), dropped=dropped)
+    require_both_classes(log.rows, f"{config.path}: behaviors.tsv", "data.path, and data.max_users")
+    return log
+
+
 def _load_generated(config: DataConfig) -> ClickLog:
     if config.click_threshold is not None:
         raise ConfigError(
@@ -113,6 +128,7 @@ def _load_files(config: DataConfig) -> ClickLog:
 _LOADERS: dict[str, Callable[[DataConfig], ClickLog]] = {
     "movielens": _load_movielens,
     "movietweetings": _load_movietweetings,
+    "mind": _load_mind,
     "generated": _load_generated,
     "files": _load_files,
 }
@@ -123,7 +139,13 @@ def _draw_users(log: ClickLog, max_users: int) -> ClickLog:
     users = pd.Index(log.rows["user"].unique())
     if not 0 < max_users < len(users):
         return log
-    order = np.argsort(stable_hash(users, "draw"), kind="stable")
-    drawn = select_users(log, users[order[:max_users]], "user not drawn (data.max_users)")
+    drawn = select_users(log, _drawn(users, max_users), "user not drawn (data.max_users)")
     require_both_classes(drawn.rows, f"data.max_users = {max_users}", "data.max_users, and raise it")
     return drawn
+
+
+def _drawn(users: "pd.Index[str]", most: int) -> "pd.Index[str]":
+    """Returns the `most` users whose hash is least, or all of them."""
+    if not 0 < most < len(users):
+        return users
+    return users[np.argsort(stable_hash(users, "draw"), kind="stable")[:most]]

@@ -30,6 +30,7 @@ from simulations.sweep_grid import LEAST_SEEDS, Cell
 _FREE = {
     "generated": "generated clicks are nobody's",
     "movielens": "the clicks of MovieLens are published",
+    "mind": "the clicks of MIND are published",
     "movietweetings": "the clicks of MovieTweetings are published",
 }
 _TOLERANCE = 1e-9  # as the budget's own

@@ -8,6 +8,7 @@ Legend: B users, M rows of a user, K history entries, E text width, D model widt
 Source: Zhou et al. 2018, "Deep Interest Network", section 4.3 (attention that keeps the amount of interest).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -84,7 +85,8 @@ def build_model(
 ) -> ClickModel:
     """Returns a freshly initialised model; the same seed gives the same weights, and torch's own RNG is not touched.
 
-    The head starts near zero, so that first predictions are near one half and no user's first gradient is extreme.
+    The head starts near zero, so that first predictions of a click are near the public prior
+    (`model.prior_click_rate`), and no user's first gradient is extreme.
 
     Args:
         config: sizes, and what of the encoder is trained.
@@ -108,6 +110,7 @@ def build_model(
             layer.bias.zero_()
         model.head.weight.normal_(0.0, 0.1 * model.head.in_features**-0.5, generator=generator)
         model.head.bias.zero_()
+        model.head.bias[0] = math.log(config.prior_click_rate / (1 - config.prior_click_rate))
         model.wide.weight.zero_()
     return model
 

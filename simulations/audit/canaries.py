@@ -104,7 +104,7 @@ def make_canaries(
             columns[column] = [f"canary-item-{text}" for text in text_N]
         elif column == "clicked":
             columns[column] = clicked_N
-        elif column == "purchased":
+        elif column in ("purchased", "history"):
             columns[column] = np.zeros(size, int)
         elif column == "slate":
             columns[column] = [""] * size

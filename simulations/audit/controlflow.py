@@ -22,8 +22,9 @@ def neighbours(log: pd.DataFrame, generator: np.random.Generator) -> dict[str, p
     heavy = log.iloc[np.zeros(min(_MOST_ROWS, 50 * len(log)), int)].assign(user="hushclick-neighbour")
     moments = int(log["time"].min()) + np.sort(generator.integers(0, 10**6, len(heavy))) + np.arange(len(heavy))
     heavy = heavy.assign(time=moments.astype("int64"))
-    if "slate" in heavy:
-        heavy = heavy.assign(slate="")
+    for column, blank in (("slate", ""), ("history", 0)):
+        if column in heavy:
+            heavy[column] = blank
     heavy = heavy.astype({column: log[column].dtype for column in log.columns})
     found = {f"one user more, of {len(heavy)} rows": pd.concat([log, heavy], ignore_index=True)}
     one_row = heavy.head(1).assign(clicked=np.array([1 - int(heavy["clicked"].iloc[0])], "int8"))

@@ -42,6 +42,7 @@ def first_users(rows: UserRows, count: int) -> UserRows:
         label_NL=rows.label_NL[:stop],
         dense_NF=rows.dense_NF[:stop],
         history_NH=rows.history_NH[:stop],
+        trains_N=None if rows.trains_N is None else rows.trains_N[:stop],
     )
 
 
@@ -68,4 +69,5 @@ def gather(rows: UserRows, users: Sequence[NDArray[np.int64]]) -> UserRows:
         label_NL=rows.label_NL[row_N],
         dense_NF=rows.dense_NF[row_N],
         history_NH=history_NH,
+        trains_N=None if rows.trains_N is None else rows.trains_N[row_N],
     )

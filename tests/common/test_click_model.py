@@ -3,6 +3,7 @@
 Legend: B users, M rows, K bank, E text width, D width, F dense, L heads.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -205,3 +206,20 @@ def test_one_users_bad_values_are_no_error_and_stay_with_that_user(heads: int, b
     assert torch.equal(spoilt[others], clean[others])
     if np.isnan(bad):
         assert spoilt[2].isnan()
+
+
+@pytest.mark.parametrize("prior", [0.5, 0.04])
+def test_the_first_prediction_is_the_public_prior(prior: float) -> None:
+    config = replace(CONFIG, prior_click_rate=prior)
+    rows = UserRows(
+        np.array([0, 3]),
+        np.arange(3),
+        np.zeros((3, 2), np.float32),
+        np.random.default_rng(1).normal(size=(3, len(dense_names(config)))).astype(np.float32),
+        np.full((3, config.history), -1),
+        np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32),
+    )
+    model = build_model(config, 8, 2, 1)
+    logits_BML = forward(model, make_batch(rows, [np.arange(3)])).detach().numpy()
+    np.testing.assert_allclose(sigmoid(logits_BML[..., 0]), prior, rtol=0.15)
+    np.testing.assert_allclose(sigmoid(logits_BML[..., 1]), 0.5, rtol=0.15)

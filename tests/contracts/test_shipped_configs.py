@@ -92,6 +92,21 @@ def test_scale_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @needs_models
+def test_no_privacy_on_few_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = simulate(
+        "no_privacy.toml",
+        tmp_path,
+        capsys,
+        'data.source="movielens"',
+        'data.path=""',
+        "data.max_users=60",
+        "round.num_rounds=2",
+        'server.floors=["base_rate"]',
+    )
+    assert metrics["privacy"]["mode"] == "none"
+
+
+@needs_models
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="HUSHCLICK_SHARED_DATA has no movietweetings100k")
 def test_movietweetings_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
