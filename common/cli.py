@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import HushclickError, UsageError
+from common.presets import NAMES, overrides_of
 
 # Before numpy and torch load: several clients share the cores, so each computes on one; and no hub is ever asked.
 for _name, _value in (
@@ -129,7 +130,12 @@ _KEYS_ACTIONS = (
     ("show", Command("say what a key or certificate is", "client.keys_command", "key")),
 )
 
+_PRESET: tuple[str, Mapping[str, Any]] = (
+    "--preset",
+    {"choices": NAMES, "help": "settings for a machine: no GPU, one or several; --set comes after them"},
+)
 _SIMULATE_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    _PRESET,
     ("--resume", {"action": "store_true", "help": "go on with the run in --out from its last good round"}),
     (
         "--engine",
@@ -166,6 +172,7 @@ _ERASE_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 )
 
 _SWEEP_OPTIONS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    _PRESET,
     ("--epsilon", {"type": float, "nargs": "+", "metavar": "EPSILON", "help": "which (default: 1 3 8)"}),
     ("--seeds", {"type": _count, "metavar": "N", "help": "runs of each point, for an interval (default: 5)"}),
     (
@@ -354,6 +361,8 @@ def _run(argv: list[str]) -> int:
     if arguments.config is None and command.takes != "nothing":
         raise UsageError(f"{name} needs {_TAKES[command.takes][2]}")
     module = importlib.import_module(command.module)
+    if getattr(arguments, "preset", None):
+        arguments.set = [*overrides_of(arguments.preset), *arguments.set]
     result = module.command(arguments)
     if arguments.json:
         sys.stdout.write(json.dumps(result) + "\n")

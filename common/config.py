@@ -82,8 +82,10 @@ class ModelConfig:
     tune_final_rank: Annotated[float, Field(gt=0, le=512)] = 4.0  # adalora: mean rank of a layer at the end
     tune_targets: Literal["query_value", "attention", "all"] = "query_value"  # layers that get lora or adalora
     tune_tokens: Annotated[int, Field(ge=1, le=128)] = 4  # learnt vectors of prefix (in each layer) and prompt
-    # Where the trained layers run: auto = a GPU where torch finds one. Each machine's own, like cache.
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Where the trained layers run: auto, cpu, cuda or cuda:N; auto = a GPU where torch finds one. In a simulation, auto
+    # and cuda deal partners out to all GPUs. Each machine's own, like cache; so is device_memory.
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    device_memory: Rate = 1.0  # share of a GPU's memory that one process (a worker, or a whole simulation) may take
     precision: Literal["float32", "bfloat16"] = "float32"  # of products in these layers; gradients are float32
     tune_rate: Annotated[float, Field(gt=0, le=100)] = 0.1  # learning rate of the encoder's part over that of the rest
     history: Annotated[int, Field(ge=0, le=512)] = 20  # latest positives that an impression may attend to

@@ -16,7 +16,13 @@ from common.errors import ProtocolError
 
 Float = NDArray[np.float32]
 
-_PLACES = ("encoder", "encoder_sha256", "cache", "device")  # the base's own fingerprint says what it is
+_PLACES = (
+    "encoder",
+    "encoder_sha256",
+    "cache",
+    "device",
+    "device_memory",
+)  # the base's own fingerprint says what it is
 
 
 def read_vector(model: nn.Module) -> Float:

@@ -66,7 +66,7 @@ def save_model(
         write_atomically(folder / STATISTICS, statistics)
     write_atomically(folder / PARAMETERS, save({name: parameter.detach() for name, parameter in trainable(model)}))
     table = to_table(config)
-    del table["cache"], table["device"]  # each machine's own
+    del table["cache"], table["device"], table["device_memory"]  # each machine's own
     facts: dict[str, Any] = {
         "format": SETTINGS_VERSION,
         "model": table,

@@ -19,7 +19,7 @@ from common.card import Columns, DataCard, Time, canonical_card, load_card, requ
 from common.clicks import write_clicks
 from common.config import Config, DataConfig, ModelConfig, dump_config, read_toml, to_table
 from common.keyfiles import public_pem
-from common.model.tail import require_tunable
+from common.model.tail import dealt, require_tunable
 from common.noise_shares import least_in_a_sum
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name, write_atomically, write_json
@@ -141,7 +141,7 @@ def _write_partner(config: Config, folder: RunFolder, number: int, rows: pd.Data
         identity="identity.pem",
         roster="roster.toml",
         signing_key="signing.pub",
-        model=config.model,
+        model=dealt(config.model, number),
         privacy=config.privacy,
         evaluation=config.evaluation,
         aggregation=PartnerAggregation(

@@ -9,7 +9,7 @@ Legend: V texts, n tokens of a text, S tokens of all, B sequences of T tokens, P
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -190,7 +190,7 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
         PretrainedError: for an encoder of a family whose layers are not known here, or that has fewer layers than
             `tune_layers`, or for a GPU that is not there.
     """
-    device = _device(config, pretrained)
+    device = device_of(config, pretrained.spec)
     encoder, family, centre_E = _loaded(pretrained, device)
     layers = len(encoder_layers(encoder))
     if config.tune_layers > layers:
@@ -205,13 +205,33 @@ def build_tail(config: ModelConfig, pretrained: Pretrained, seed: int) -> TextTa
     return TextTail(own, family, config, config.frozen_layers(layers), seed, centre_E).to(device)
 
 
-def _device(config: ModelConfig, pretrained: Pretrained) -> str:
-    if config.device == "cuda" and not torch.cuda.is_available():
+def device_of(config: ModelConfig, spec: str) -> str:
+    """Returns the device that the layers of an encoder run on, once this process may take its share of it.
+
+    Raises:
+        PretrainedError: for a GPU that is not there, naming those that are.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cpu" or (config.device == "auto" and not count):
+        return "cpu"
+    number = int(config.device.partition(":")[2] or 0)
+    if number >= count:
+        there = f"{count} of them, from cuda:0 on" if count else "none: install a driver and a torch that has CUDA"
         raise PretrainedError(
-            f'model.device = "cuda": torch finds no GPU for the layers of {pretrained.spec}; install a driver and a'
-            ' torch that has CUDA, or set "auto" or "cpu"'
+            f'model.device = "{config.device}": torch finds no such GPU for the layers of {spec}, but {there}; or set'
+            ' "auto" or "cpu"'
         )
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = f"cuda:{number}" if count > 1 else "cuda"
+    if config.device_memory < 1:
+        torch.cuda.set_per_process_memory_fraction(config.device_memory, number)
+    return device
+
+
+def dealt(config: ModelConfig, number: int) -> ModelConfig:
+    """Returns the model as simulated partner `number` has it: partners are dealt out to the GPUs of the machine."""
+    if config.tune == "head" or config.device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return config
+    return replace(config, device=f"cuda:{number % torch.cuda.device_count()}")
 
 
 _Loaded = tuple[Any, Family, Float | None]  # an encoder, its family, and what is taken off its states

@@ -76,7 +76,7 @@ def policy_tables(config: Config) -> dict[str, dict[str, Any]]:
     """Returns the tables of a partner's own policy, as the run asks for them: a proposal that it may tighten."""
     least = least_in_a_sum(config) if config.privacy.mode == "distributed" else LEAST_PARTICIPANTS
     model = to_table(config.model)
-    del model["cache"], model["device"]  # each machine's own
+    del model["cache"], model["device"], model["device_memory"]  # each machine's own
     return {
         "model": model,
         "privacy": to_table(config.privacy),

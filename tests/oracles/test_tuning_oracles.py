@@ -355,7 +355,7 @@ def test_half_precision_is_of_products_alone(bases: dict[str, Pretrained]) -> No
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_a_gpu_that_is_not_there_is_named_with_the_mend(bases: dict[str, Pretrained]) -> None:
-    with pytest.raises(PretrainedError, match=r'model\.device = "cuda".*"auto" or "cpu"'):
+    with pytest.raises(PretrainedError, match=r'model\.device = "cuda".*none: install.*"auto" or "cpu"'):
         build_model(settings("lora", device="cuda"), bases["encoder"].width, 1, 1, bases["encoder"])
 
 
