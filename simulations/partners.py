@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from common.clicks import ClickLog
+from common.clicks import ClickLog, impressions_N
 from common.config import Config, DataConfig, Split
 from common.errors import ConfigError, DataError
 from common.runfolder import partner_name
@@ -125,7 +125,8 @@ def whole_log(logs: PartnerLogs, number: int, split: Split) -> pd.DataFrame:
     central = logs.central
     mine_N = central["partner"].to_numpy() == number
     if split == "time":  # else no user with a test row has any that trains
-        mine_N &= central["evaluate"].to_numpy()
+        later_N = central["time"].to_numpy() >= logs.report["cut_time"]  # earlier history is among what trains
+        mine_N &= central["evaluate"].to_numpy() | (later_N & ~impressions_N(central))
     held_out = without_sensitive(central[mine_N])[logs.training[number].columns]
     joined = pd.concat([logs.training[number], held_out])
     return joined.sort_values(["user", "time"], kind="stable").reset_index(drop=True)

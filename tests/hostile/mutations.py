@@ -291,6 +291,32 @@ TUNING_MUTATIONS = (
     Mutation(TAIL, (("seen_BTT = seen_BTT.tril()", ""),), _FROZEN),
 )
 
+_ROW = "tests/common/test_history_rows.py::test_{}"
+_MIND = "tests/simulations/test_mind.py::test_a_run_over_a_mind_folder_trains_counts_and_evaluates_no_history[{}]"
+
+HISTORY_MUTATIONS = (
+    Mutation(
+        "client/training.py",
+        (("np.flatnonzero(trains_N & (", "np.flatnonzero(("),),
+        _ROW.format("no_row_of_history_is_ever_sampled[2-impression]"),
+    ),
+    Mutation(
+        "common/features.py",
+        (("return row_M if self.trains_N is None else row_M[self.trains_N[row_M]]", "return row_M"),),
+        _ROW.format("no_row_of_history_is_ever_sampled[2-user]"),
+    ),
+    Mutation(
+        "client/userdata.py",
+        (("return rows[impressions_N(rows)].reset_index(drop=True)", "return rows"),),
+        _MIND.format("server"),
+    ),
+    Mutation(
+        "client/userdata.py",
+        (("(side_N & impressions_N(rows) for side_N", "(side_N for side_N"),),
+        _MIND.format("partners"),
+    ),
+)
+
 MUTATIONS = (
     CHECK_MUTATIONS
     + CLIENT_MUTATIONS
@@ -301,4 +327,5 @@ MUTATIONS = (
     + DELIVERY_MUTATIONS
     + SERVER_MUTATIONS
     + TUNING_MUTATIONS
+    + HISTORY_MUTATIONS
 )

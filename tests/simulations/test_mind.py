@@ -91,7 +91,10 @@ def test_what_is_no_mind_folder_is_refused_by_name(tmp_path):
 
 
 def generated_mind(folder: Path, users: int) -> Path:
-    """Writes generated clicks as MIND writes its: of each user the first third of the clicks is a history."""
+    """Writes generated clicks as MIND writes its: of each user the first third of the clicks is a history.
+
+    Four users more come last of all, each with a history.
+    """
     config = small_config(Path("none"), 4, 1).data.generator
     log = generate_clicks(replace(config, users=users, purchase_rate=0.0)).rows
     lines, number = [], 0
@@ -104,6 +107,10 @@ def generated_mind(folder: Path, users: int) -> Path:
             shown = " ".join(f"{item}-{label}" for item, label in zip(slate["item"], slate["clicked"], strict=True))
             lines.append(f"{number}\t{user}\t{moment}\t{' '.join(past)}\t{shown}")
     items = log.drop_duplicates("item")
+    first, second = items["item"].iloc[:2]
+    last = pd.Timestamp(int(log["time"].max()) + 60, unit="s").strftime("%m/%d/%Y %I:%M:%S %p")
+    for late in range(4):
+        lines.append(f"{number + 1 + late}\tlate{late}\t{last}\t{first} {second}\t{first}-1 {second}-0")
     news = [f"{item}\t{domain}\tkind\t{text}\tnone" for item, domain, text in items[["item", "domain", "text"]].values]
     return mind_folder(folder, "\n".join(lines) + "\n", "\n".join(news) + "\n")
 
@@ -144,6 +151,7 @@ def test_a_run_over_a_mind_folder_trains_counts_and_evaluates_no_history(tiny_en
     history_N = ~impressions_N(central)
     assert history_N.any()
     assert not central.loc[history_N, "evaluate"].any()
+    assert history_N[central["user"].str.startswith("late")].sum() == 8
     assert metrics["final"]["rows"] == int(central["evaluate"].sum())
     written = pd.concat(
         [pd.read_parquet(path) for path in sorted((tmp_path / "out").glob("partners/*/clicks.parquet"))]
