@@ -46,9 +46,11 @@ test: $(VENV)/.dev $(VENV)/.models
 	@echo "== testing (quick tests; make test-slow runs the others)"
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
+# Deployments and mutations take both cores by themselves.
 test-slow: $(VENV)/.dev $(VENV)/.models $(VENV)/.models-e5 $(VENV)/.models-smollm2
 	@echo "== testing (slow tests)"
-	$(BIN)/python -m pytest -m "slow and not soak"
+	$(BIN)/python -m pytest -m "slow and not soak" -n 2 --dist loadfile --ignore tests/flower --ignore tests/hostile
+	$(BIN)/python -m pytest -m "slow and not soak" tests/flower tests/hostile --durations=10
 
 test-soak: $(VENV)/.dev $(VENV)/.models
 	@echo "== testing (faults of whole deployments, and docker-compose.yml where a Docker engine answers)"
