@@ -84,6 +84,12 @@ class NoisyLabels:
                 f'{self._config.name}: the data card maps a purchase, and privacy.mode = "label" protects click labels'
                 " alone; take `purchased` out of the card's [columns]"
             )
+        if "history" in rows:
+            raise ConfigError(
+                f'{self._config.name}: the data card maps a history, and privacy.mode = "label" protects click labels'
+                " alone: that a row is a click of the past would say its label; take `history` out of the card's"
+                " [columns], and its rows out of the log"
+            )
         rows = rows.groupby("user", sort=False).tail(self._config.privacy.max_impressions_per_user)
         rows = rows.reset_index(drop=True)
         if rows.empty:  # everybody was erased

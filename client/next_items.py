@@ -9,7 +9,7 @@ from client.predicting import Usable, log_of
 from common.calibration import of_stream
 from common.card import DataCard
 from common.features import ItemCounts
-from common.nextitem import Moment, candidate_rates, items_of
+from common.nextitem import NEVER, Moment, candidate_rates, items_of
 
 
 def next_items(use: Usable, rows: pd.DataFrame, counts: ItemCounts | None, card: DataCard, most: int) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def next_items(use: Usable, rows: pd.DataFrame, counts: ItemCounts | None, card:
     first_U1 = np.append(np.flatnonzero(np.diff(user_N, prepend=-1)), len(rows))
     moments = []
     for start, stop in pairwise(first_U1):
-        unseen_I = np.ones(len(items.name_I), bool)
+        unseen_I = items.first_I < NEVER
         unseen_I[items.code_N[start:stop]] = False
         moments.append(Moment(np.arange(start, stop), moment, np.flatnonzero(unseen_I)))
     some = [place for place, each in enumerate(moments) if len(each.candidates_J)]

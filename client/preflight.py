@@ -104,8 +104,12 @@ def _clicks(config: PartnerConfig) -> str:
             " be shown; lower it well below that"
         )
     dropped = "".join(f"; {reason}: {count} dropped" for reason, count in report.dropped.items())
+    shown = report.rows_kept - report.history_rows
+    if not shown:
+        raise ConfigError(f"all {report.rows_kept} rows are history alone, and none can train: bring impressions too")
+    past = f" and {report.history_rows} of history" if report.history_rows else ""
     return (
-        f"{report.rows_kept} rows of {report.users} users, clicked {report.click_rate:.1%};"
+        f"{shown} rows{past} of {report.users} users, clicked {report.click_rate:.1%};"
         f" declared_users = {config.declared_users}{dropped}{erased}"
     )
 
@@ -209,11 +213,13 @@ def _said(config: PartnerConfig) -> str:
 
 
 def _labels(config: PartnerConfig) -> Finding:
-    if load_card(Path(config.card)).columns.purchased:
-        raise ConfigError(
-            'privacy.mode = "label" protects click labels alone, and the data card maps a purchase; take `purchased`'
-            " out of the card's [columns]"
-        )
+    columns = load_card(Path(config.card)).columns
+    for role, column in (("purchased", columns.purchased), ("history", columns.history)):
+        if column:
+            raise ConfigError(
+                f'privacy.mode = "label" protects click labels alone, and the data card maps a column as {role}; take'
+                f" `{role}` out of the card's [columns]"
+            )
     privacy = config.privacy
     of_one, rows = privacy.epsilon_of_a_label, privacy.max_impressions_per_user
     says = (

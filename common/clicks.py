@@ -312,9 +312,11 @@ def _apply_checks(arrays: Mapping[str, Any], checks: Mapping[str, Bools]) -> tup
         dropped[reason] = int((kept_N & bad_N).sum())
         kept_N &= ~bad_N
     place_M = np.flatnonzero(kept_N)
-    keys = [arrays["time"][kept_N], *(pd.factorize(arrays[name])[0][kept_N] for name in ("item", "user"))]
+    # Of a click that the log has twice, as history and as it was shown, the row that has a label to train on stays.
+    past_M = arrays["history"][kept_N] if "history" in arrays else np.zeros(len(place_M))
+    keys = [past_M, arrays["time"][kept_N], *(pd.factorize(arrays[name])[0][kept_N] for name in ("item", "user"))]
     order_M = np.lexsort(keys)  # stable: of equal rows the earliest stays in front
-    same_M = np.logical_and.reduce([key[order_M][1:] == key[order_M][:-1] for key in keys])
+    same_M = np.logical_and.reduce([key[order_M][1:] == key[order_M][:-1] for key in keys[1:]])
     kept_N[place_M[order_M[1:][same_M]]] = False
     dropped["same user, item and time as an earlier row"] = int(same_M.sum())
     return kept_N, {reason: count for reason, count in dropped.items() if count}

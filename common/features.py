@@ -296,9 +296,10 @@ def _text_rates(unit_ME: Float, clicked_M: Float, shown_M: NDArray[np.bool_], se
         # At least 0 in every row: else a negative cosine would show whether the block holds a row that is masked out,
         # such as a later one.
         nearest_M = np.where(positive_MK > 0, cosine_MK, 0.0).max(1, initial=0.0)
-        pull_M = (cosine_MK * positive_MK).sum(1) / np.maximum(positive_MK.sum(1), 1) - (
-            cosine_MK * (before_MK - positive_MK)
-        ).sum(1) / np.maximum((before_MK - positive_MK).sum(1), 1)
+        negative_MK = np.maximum((before_MK & shown_M[:last]) - positive_MK, 0)
+        pull_M = (cosine_MK * positive_MK).sum(1) / np.maximum(positive_MK.sum(1), 1) - (cosine_MK * negative_MK).sum(
+            1
+        ) / np.maximum(negative_MK.sum(1), 1)
         out_MF[part, 0] = _shrunk_logit(10 * alike_click_M, 10 * alike_M, prior, _RATE_STRENGTH)
         out_MF[part, 1] = np.log1p(10 * alike_M) / 2
         out_MF[part, 2] = 2 * nearest_M

@@ -23,6 +23,7 @@ from common.scoring import chunks, click_rates
 
 Int = NDArray[np.int64]
 
+NEVER = np.iinfo(np.int64).max
 BATCH_ROWS = 20_000  # candidates and past rows that are turned into features at a time
 
 
@@ -34,7 +35,7 @@ class Items:
         name_I: their ids.
         domain_I: of their first row.
         text_I: number of their text state; int64.
-        first_I: when they were first shown to anybody, in Unix seconds; int64.
+        first_I: when they were first shown to anybody, in Unix seconds, or `NEVER`; int64.
         code_N: each row's item; int64.
     """
 
@@ -87,7 +88,8 @@ def items_of(log: Log) -> Items:
     """Returns the items of a log."""
     code_N, names = pd.factorize(log.rows["item"])
     code_N = code_N.astype(np.int64)
-    time_N = log.rows["time"].to_numpy(np.int64)
+    # The times of a history are not when an item was there to be shown: one without an impression never was.
+    time_N = np.where(impressions_N(log.rows), log.rows["time"].to_numpy(np.int64), NEVER)
     order_N = np.lexsort((time_N, code_N))
     first_row_I = order_N[np.flatnonzero(np.diff(code_N[order_N], prepend=-1))]
     return Items(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.bootstrap import user_codes, user_intervals
+from common.clicks import impressions_N
 from common.config import Config
 from common.model.click_model import ClickModel
 from common.nextitem import Int, Items, Log, Moment, candidate_rates, items_of
@@ -97,7 +98,7 @@ def _sought(heldout: HeldOut, items: Items, config: Config) -> Sought:
 
 def _popularity(log: Log, items: Items, moments: list[Moment]) -> list[Floats]:
     """Returns for each candidate how often it was clicked in the held-out log strictly before the moment."""
-    clicked_N = log.rows["clicked"].to_numpy() > 0
+    clicked_N = (log.rows["clicked"].to_numpy() > 0) & impressions_N(log.rows)
     time_N = log.rows["time"].to_numpy(np.int64)
     earliest = int(time_N.min())
     span = int(time_N.max()) - earliest + 1

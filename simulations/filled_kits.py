@@ -18,7 +18,7 @@ from common.config import Config, DataConfig, dump_config, read_toml, to_table
 from common.errors import ConfigError
 from server.provision.command import Wanted, provision
 from server.provision.consortium import load_consortium
-from simulations.partners import build_partners
+from simulations.partners import build_partners, users_trained
 from simulations.sizes import declared
 from simulations.sources import load_source
 
@@ -57,7 +57,7 @@ def fill_kits(config: Config, example: Example, folder: Path) -> Path:
             f" ({', '.join(example.names)}); set data.partners = {len(example.names)}"
         )
     training, central = _clicks(config.data, example.names)
-    sizes = {name: declared(rows["user"].nunique()) for name, rows in training.items()}
+    sizes = {name: declared(users_trained(rows)) for name, rows in training.items()}
     (folder / "run.toml").write_text(dump_config(config), encoding="utf-8")
     table = {
         "name": "Example consortium",

@@ -23,7 +23,7 @@ from common.errors import DataError
 
 _BEHAVIOURS, _NEWS = "behaviors.tsv", "news.tsv"
 _TIME = "%m/%d/%Y %I:%M:%S %p"
-NO_TITLE, NO_TIME, NO_LABEL = "no text", "time not readable", "click not 0 or 1"
+NO_USER, NO_TITLE, NO_TIME, NO_LABEL = "no user", "no text", "time not readable", "click not 0 or 1"
 REPEATED = "same user, item and time as an earlier row"
 
 
@@ -46,15 +46,15 @@ def mind_rows(path: Path, draw: Callable[["pd.Index[str]"], "pd.Index[str]"]) ->
     news = pd.concat([_table(folder / _NEWS, _NEWS_COLUMNS) for folder in folders]).drop_duplicates("item")
     shown["time"] = _seconds(shown["time"])
     shown = shown[shown["user"].isin(draw(pd.Index(shown["user"].unique())))]
-    unreadable = shown["time"] < 0
-    shown = shown[~unreadable].sort_values("time", kind="stable").reset_index(drop=True)
+    unnamed, unreadable = shown["user"].str.strip() == "", shown["time"] < 0
+    shown = shown[~unnamed & ~unreadable].sort_values("time", kind="stable").reset_index(drop=True)
     impressions, unlabelled = _impressions(shown)
-    past = _past(shown)
-    rows = pd.concat([past, impressions], ignore_index=True).merge(_texts(news), on="item", how="left")
+    rows = pd.concat([impressions, _past(shown)], ignore_index=True).merge(_texts(news), on="item", how="left")
     untitled, repeated = rows["text"].isna(), rows.duplicated(["user", "item", "time"])
     kept = rows[~untitled & ~repeated].reset_index(drop=True)
     dropped = {
-        NO_TIME: int(unreadable.sum()),
+        NO_USER: int(unnamed.sum()),
+        NO_TIME: int((unreadable & ~unnamed).sum()),
         NO_LABEL: unlabelled,
         NO_TITLE: int(untitled.sum()),
         REPEATED: int((repeated & ~untitled).sum()),
@@ -82,6 +82,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise DataError(f"{path}: no such file; a MIND folder has {_BEHAVIOURS} and {_NEWS}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "other columns"
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else reason
         raise DataError(f"{path}: not readable ({reason}); expected tab-separated {', '.join(columns)}") from None
 
 
@@ -96,15 +97,16 @@ def _impressions(shown: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Returns a row for each news item that was shown, and how many had no label (as in MIND's test file)."""
     listed = [words.split() for words in shown["shown"]]
     row_N = np.repeat(np.arange(len(shown)), [len(words) for words in listed])
-    parts = pd.Series([word for words in listed for word in words], dtype="str").str.rpartition("-")
-    labelled_N = parts[2].isin(["0", "1"]).to_numpy()
-    row_M, item, label = row_N[labelled_N], parts[0][labelled_N], parts[2][labelled_N]
+    words = [word.rpartition("-") for words in listed for word in words]
+    item_N, label_N = (np.array([word[place] for word in words], object) for place in (0, 2))
+    labelled_N = (label_N == "0") | (label_N == "1")
+    row_M = row_N[labelled_N]
     rows = pd.DataFrame(
         {
             "user": shown["user"].to_numpy()[row_M],
             "time": shown["time"].to_numpy()[row_M],
-            "item": item.to_numpy(),
-            "clicked": (label.to_numpy() == "1").astype("int8"),
+            "item": item_N[labelled_N],
+            "clicked": (label_N[labelled_N] == "1").astype("int8"),
             "history": np.zeros(len(row_M), "int8"),
             "slate": (shown["part"] + "/" + shown["slate"]).to_numpy()[row_M],
         }

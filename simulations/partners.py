@@ -120,6 +120,11 @@ def with_rule(config: Config, cut_time: int | None) -> Config:
     return replace(config, evaluation=wanted)
 
 
+def users_trained(rows: pd.DataFrame) -> int:
+    """Returns how many users have a row to train on; those of history alone are never in a sample."""
+    return int(rows.loc[impressions_N(rows), "user"].nunique())
+
+
 def whole_log(logs: PartnerLogs, number: int, split: Split) -> pd.DataFrame:
     """Returns a partner's training rows and, among them in order, what it holds out, with its users' history."""
     central = logs.central
@@ -134,7 +139,7 @@ def whole_log(logs: PartnerLogs, number: int, split: Split) -> pd.DataFrame:
 
 def _require_none_empty(training: list[pd.DataFrame], users: int, config: DataConfig) -> None:
     """Raises a `DataError` that counts the partners without a training row."""
-    empty = sum(part.empty for part in training)
+    empty = sum(not impressions_N(part).any() for part in training)
     if empty:
         flatter = f", lower data.size_skew = {config.size_skew:g}" if config.partition == "skew" else ""
         raise DataError(
@@ -206,14 +211,15 @@ def _seen(codes_N: npt.NDArray[np.intp], distinct: int, chosen_N: Bools) -> Bool
 
 def _report(log: ClickLog, config: DataConfig, split: SplitRows, training: list[pd.DataFrame]) -> dict[str, Any]:
     rows = log.rows
-    rates = [float(part["clicked"].mean()) for part in training]
+    trained = [part[impressions_N(part)] for part in training]
+    rates = [float(part["clicked"].mean()) for part in trained]
     return {
         "partners": config.partners,
         "partition": config.partition,
         "split": config.split,
         "cut_time": split.cut_time,
-        "users_per_partner": [int(part["user"].nunique()) for part in training],
-        "rows_per_partner": [len(part) for part in training],
+        "users_per_partner": [users_trained(part) for part in training],
+        "rows_per_partner": [len(part) for part in trained],
         "click_rate_per_partner": rates,
         "one_class_partners": sum(rate in (0.0, 1.0) for rate in rates),
         "users": log.report.users,

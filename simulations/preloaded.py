@@ -6,7 +6,7 @@ would have made itself: they are kept under the hash of the very bytes that it w
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from client.desk import place_worker
@@ -48,7 +48,8 @@ class PreloadedWorker(Worker):
         if told or fewer or self.config.privacy.mode == "label":
             return super()._load()
         clicks, card = _sha256(self.config.clicks), _sha256(self.config.card)
-        return self._store.features((clicks, card, self._pretrained.fingerprint, self.config.model), super()._load)
+        model = replace(self.config.model, device="auto", device_memory=1.0)  # features are the same everywhere
+        return self._store.features((clicks, card, self._pretrained.fingerprint, model), super()._load)
 
 
 @dataclass(frozen=True)

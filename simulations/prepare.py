@@ -27,7 +27,7 @@ from common.secagg.parameters import LEAST_PARTICIPANTS
 from common.secagg.roster import Member, Roster, dump_roster
 from common.textstates import encode_texts
 from server.central import mark_sampling
-from simulations.partners import PartnerLogs, build_partners, whole_log, with_rule, write_central
+from simulations.partners import PartnerLogs, build_partners, users_trained, whole_log, with_rule, write_central
 from simulations.sizes import declared
 from simulations.sources import load_source
 from simulations.spending import with_noise
@@ -100,7 +100,7 @@ def read_data(data: DataConfig, model: ModelConfig, progress: Progress | None = 
     done = time.monotonic()
     facts = {"source": data.source} | logs.report
     facts["texts"] = {"distinct": len(texts), "encoded": encoded.encoded, "reused": encoded.reused}
-    users = tuple(declared(rows["user"].nunique()) for rows in logs.training)
+    users = tuple(declared(users_trained(rows)) for rows in logs.training)
     return RunData(logs, users, facts, {"read_seconds": read - started, "encode_seconds": done - read})
 
 

@@ -14,7 +14,7 @@ from common.features import dense_names
 from common.pretrained import locate
 from common.runfolder import RunFolder, partner_name
 from server.cohort import draw_cohort
-from simulations.partners import build_partners
+from simulations.partners import build_partners, users_trained
 from simulations.sources import load_source
 
 _QUICKLY_GENERATED = 5_000  # users
@@ -63,7 +63,7 @@ def declared_users(config: Config, folder: Path) -> tuple[list[int], str]:
         kept = data.generator.users if data.split == "time" else data.generator.users * (1 - data.test_share)
         return [declared(max(1, round(kept / data.partners)))] * data.partners, "an equal part of the generated users"
     logs = build_partners(load_source(data), data)
-    return [declared(rows["user"].nunique()) for rows in logs.training], "the simulation's own partners"
+    return [declared(users_trained(rows)) for rows in logs.training], "the simulation's own partners"
 
 
 def trained_parameters(config: Config) -> int:

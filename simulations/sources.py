@@ -75,12 +75,14 @@ def _film_log(ratings: pd.DataFrame, threshold: float) -> ClickLog:
     """Returns ratings (user, time, item, title, genres, rating) as clicks; films without a title are dropped."""
     genres = ratings["genres"].astype("str").fillna("").replace(_NO_GENRE, "")
     listed = ". " + genres.str.replace("|", ", ")
+    title = ratings["title"].astype("str")
+    title = title.mask(title.str.strip() == "")
     rows = pd.DataFrame(
         {
             "user": ratings["user"].astype("str"),
             "time": ratings["time"].astype("int64"),
             "item": ratings["item"].astype("str"),
-            "text": ratings["title"].astype("str") + listed.where(genres != "", ""),
+            "text": title + listed.where(genres != "", ""),
             "clicked": (ratings["rating"] >= threshold).astype("int8"),
             "domain": genres.str.partition("|")[0],
         }

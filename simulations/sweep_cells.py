@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from common.clicks import impressions_N
 from common.config import Config, DataConfig, load_config
 from common.errors import BudgetExhausted, CheckpointError, HushclickError, Stopped
 from common.noise_shares import noise_shares
@@ -69,13 +70,14 @@ def together(apart: RunData) -> RunData:
     """
     logs = apart.logs
     training = pd.concat(logs.training).sort_values(["user", "time"], kind="stable").reset_index(drop=True)
-    users = [training["user"].nunique()]
+    trained = training[impressions_N(training)]
+    users = [trained["user"].nunique()]
     facts = apart.facts | {
         "partners": 1,
         "users_per_partner": users,
-        "rows_per_partner": [len(training)],
-        "click_rate_per_partner": [float(training["clicked"].mean())],
-        "one_class_partners": int(training["clicked"].nunique() < 2),
+        "rows_per_partner": [len(trained)],
+        "click_rate_per_partner": [float(trained["clicked"].mean())],
+        "one_class_partners": int(trained["clicked"].nunique() < 2),
     }
     pooled = PartnerLogs([training], logs.names[:1], logs.central, logs.report)
     return RunData(pooled, (sum(apart.declared_users),), facts, apart.timings)

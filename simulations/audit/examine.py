@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from common.clicks import impressions_N
 from common.config import Config
 from common.errors import HushclickError
 from common.features import UserRows
@@ -253,7 +254,8 @@ def _membership(subject: Subject) -> tuple[list[Finding], Curves]:
     if not audit.shadow_runs:
         return [], {}
     generator = np.random.default_rng(audit.seed + 1)
-    users = np.concatenate([np.sort(log["user"].unique().astype(str)) for log in subject.logs])
+    trained = [log.loc[impressions_N(log), "user"] for log in subject.logs]
+    users = np.concatenate([np.sort(users.unique().astype(str)) for users in trained])
     targets = np.sort(generator.permutation(users)[: min(audit.targets, len(users) // 2)])
     if len(targets) < 2:
         says = f"{len(users)} users: nobody's membership can be told from anybody's"

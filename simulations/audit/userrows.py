@@ -16,18 +16,17 @@ from common.features import UserRows
 
 
 def rows_by_user(rows: UserRows, most: int | None = None) -> list[NDArray[np.int64]]:
-    """Returns each user's row numbers, at most so many of them: the latest."""
-    edges = zip(rows.offset_U1[:-1].tolist(), rows.offset_U1[1:].tolist(), strict=True)
-    return [np.arange(start if most is None else max(start, stop - most), stop) for start, stop in edges]
+    """Returns the numbers of each user's rows that may be trained on, at most so many of them: the latest."""
+    return [rows.trainable(user)[0 if most is None else -most :] for user in range(rows.num_users)]
 
 
 def few_users(rows: UserRows, count: int, most_rows: int, generator: np.random.Generator) -> UserRows:
     """Returns some users, each with its latest rows up to a bound; the one with the most rows is among them."""
-    length_U = np.diff(rows.offset_U1)
+    own = rows_by_user(rows, most_rows)
+    length_U = np.array([len(rows.trainable(user)) for user in range(rows.num_users)], np.int64)
     longest = int(length_U.argmax())
     others = np.setdiff1d(np.flatnonzero(length_U > 0), [longest])
     drawn = generator.permutation(others)[: count - 1]
-    own = rows_by_user(rows, most_rows)
     return gather(rows, [own[user] for user in [*sorted(drawn), longest]])
 
 

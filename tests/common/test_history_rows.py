@@ -6,14 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from client.labels import NoisyLabels
+from client.partner import PartnerConfig
 from client.training import DpStep, sample_units
-from common.card import parse_card
-from common.clicks import impressions_N, read_clicks, validate_rows
-from common.config import ModelConfig
+from common.card import canonical_card, parse_card
+from common.clicks import read_clicks, validate_rows
+from common.config import ModelConfig, PrivacyConfig
 from common.errors import ConfigError, DataError
 from common.features import UserRows, count_items, dense_names, featurise
+from common.model.click_model import build_model
+from common.nextitem import NEVER, Log, items_of
 from common.split import split_rows
-from simulations.audit.userrows import gather, rows_by_user
+from simulations.audit.mechanism import sensitivity
+from simulations.audit.userrows import few_users, gather, rows_by_user
 
 CARD = {
     "columns": {"user": "u", "time": "t", "text": "x", "clicked": "y", "history": "past", "item": "i"},
@@ -113,6 +118,37 @@ def test_items_are_counted_without_history() -> None:
     assert features.dense_NF[0, rate] > 0.0
 
 
+def test_history_that_was_not_clicked_is_no_negative() -> None:
+    rows = table([1, 0, 0, 0, 0]).assign(clicked=np.array([0, 1, 0, 0, 0], "int8"))
+    features = featurise(rows, np.array([0, 0, 1, 2, 3]), STATES, ModelConfig())
+    pull = NAMES.index("click_pull")
+    assert features.dense_NF[1, pull] == 0.0  # the same text, in a history, without a click
+    shown = featurise(rows.assign(history=np.int8(0)), np.array([0, 0, 1, 2, 3]), STATES, ModelConfig())
+    assert shown.dense_NF[1, pull] == -5.0
+
+
+def test_of_a_click_in_both_exports_the_shown_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("u,t,x,y,past,i\na,1,one,1,1,p\na,1,one,1,0,p\na,2,two,0,0,q\na,2,two,0,1,q\n")
+    log = read_clicks(path, parse_card(CARD))
+    assert log.rows[["item", "history"]].to_numpy().tolist() == [["p", 0], ["q", 0]]
+    assert log.report.dropped == {"same user, item and time as an earlier row": 2}
+
+
+def test_an_item_of_histories_alone_is_no_next_item() -> None:
+    rows = table(HISTORY).assign(item=["h", "i1", "i2", "i3", "i4"] * 2 + ["h"] * 5)
+    rows.loc[5, "item"] = "i0"
+    items = items_of(Log(rows, np.zeros(15, np.int64), STATES))
+    assert {name: int(first) for name, first in zip(items.name_I, items.first_I, strict=True)} == {
+        "h": NEVER,
+        "i0": 100,
+        "i1": 101,
+        "i2": 102,
+        "i3": 103,
+        "i4": 104,
+    }
+
+
 def test_a_split_puts_history_on_no_side() -> None:
     rows = table(HISTORY)
     split = split_rows(rows, "time", 0.4)
@@ -123,9 +159,32 @@ def test_a_split_puts_history_on_no_side() -> None:
     ]
 
 
-def test_an_audit_s_logs_keep_what_is_history() -> None:
+@pytest.mark.parametrize("unit", ["user", "impression"])
+def test_an_audit_attacks_with_rows_that_train(unit) -> None:
     features = featured(table(HISTORY))
-    part = gather(features, rows_by_user(features)[:1])
-    assert part.trains_N is not None
-    assert part.trains_N.tolist() == [False, False, True, True, True]
-    assert impressions_N(table(HISTORY)).sum() == 8
+    assert [len(row_M) for row_M in rows_by_user(features)] == [3, 5, 0]
+    whole = gather(features, [np.arange(5)])
+    assert whole.trains_N is not None
+    assert whole.trains_N.tolist() == [False, False, True, True, True]
+    few = few_users(features, 9, 4, np.random.default_rng(1))
+    assert few.num_users == 2  # nobody of history alone
+    model = build_model(ModelConfig(item_rates="exact"), 4, 1, 1)
+    privacy = PrivacyConfig(unit=unit, max_impressions_per_user=4, noise_multiplier=1.0)
+    found = sensitivity(model, features, privacy, 5, 1)
+    assert {finding.verdict for finding in found} == {"holds"}
+
+
+def test_label_mode_refuses_a_log_of_history(tmp_path: Path) -> None:
+    config = PartnerConfig(
+        name="p",
+        clicks="c",
+        card="card.toml",
+        ledger="l",
+        identity="i",
+        roster="r",
+        state=str(tmp_path),
+        declared_users=3,
+        privacy=PrivacyConfig(mode="label", label_epsilon=1.0, fixed_seed=1),
+    )
+    with pytest.raises(ConfigError, match=r"maps a history.*would say its label"):
+        NoisyLabels(config, canonical_card(table(HISTORY))).flipped(table(HISTORY))

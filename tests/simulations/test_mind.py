@@ -90,6 +90,18 @@ def test_what_is_no_mind_folder_is_refused_by_name(tmp_path):
     assert "SECRET" not in str(refusal.value)
 
 
+def test_a_mind_folder_of_which_nothing_is_left_says_why(tmp_path):
+    folder = mind_folder(tmp_path, BEHAVIOURS.replace("11/", "2019-11/"))
+    with pytest.raises(DataError, match="no row is left: time not readable: 5"):
+        load_source(mind(folder))
+    mind_folder(folder, "1\tU1\t11/15/2019 8:55:22 AM\t\t\n2\t \t11/15/2019 8:55:22 AM\t\tN1-1\n")
+    with pytest.raises(DataError, match="no row is left: no user: 1"):
+        load_source(mind(folder))
+    (folder / "news.tsv").write_bytes(b"N1\tsports\tsoccer\tcaf\xe9\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        load_source(mind(folder))
+
+
 def generated_mind(folder: Path, users: int) -> Path:
     """Writes generated clicks as MIND writes its: of each user the first third of the clicks is a history.
 
@@ -109,8 +121,7 @@ def generated_mind(folder: Path, users: int) -> Path:
     items = log.drop_duplicates("item")
     first, second = items["item"].iloc[:2]
     last = pd.Timestamp(int(log["time"].max()) + 60, unit="s").strftime("%m/%d/%Y %I:%M:%S %p")
-    for late in range(4):
-        lines.append(f"{number + 1 + late}\tlate{late}\t{last}\t{first} {second}\t{first}-1 {second}-0")
+    lines += [f"{number + 1 + late}\tlate{late}\t{last}\t{first} {second}\t{first}-1 {second}-0" for late in range(4)]
     news = [f"{item}\t{domain}\tkind\t{text}\tnone" for item, domain, text in items[["item", "domain", "text"]].values]
     return mind_folder(folder, "\n".join(lines) + "\n", "\n".join(news) + "\n")
 
@@ -152,6 +163,7 @@ def test_a_run_over_a_mind_folder_trains_counts_and_evaluates_no_history(tiny_en
     assert history_N.any()
     assert not central.loc[history_N, "evaluate"].any()
     assert history_N[central["user"].str.startswith("late")].sum() == 8
+    assert sum(metrics["data"]["rows_per_partner"]) == metrics["data"]["rows_trained"]
     assert metrics["final"]["rows"] == int(central["evaluate"].sum())
     written = pd.concat(
         [pd.read_parquet(path) for path in sorted((tmp_path / "out").glob("partners/*/clicks.parquet"))]

@@ -126,6 +126,15 @@ def test_movielens_folders_read_alike(tmp_path, kind):
     }
 
 
+def test_a_film_without_a_title_has_no_text(tmp_path):
+    folder = movielens_folder(tmp_path, "1M")
+    (folder / "movies.dat").write_text("3::Heat (1995)::Comedy\n7:: ::Action\n")
+    with pytest.raises(DataError, match="every row is clicked among 2"):
+        load_source(DataConfig(source="movielens", path=str(folder)))
+    log = load_source(DataConfig(source="movielens", path=str(folder), click_threshold=4.5))
+    assert log.report.dropped == {"no text": 1}
+
+
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_a_damaged_movielens_folder_is_refused_by_name(tmp_path, kind):
     ratings, films = FOLDERS[kind]
