@@ -64,8 +64,8 @@ def test_another_key_or_epsilon_draws_other_answers_under_another_name(
     assert noisy_labels(shop).identity() != noisy_labels(other).identity()
     milder = replace(shop, privacy=replace(shop.privacy, epsilon=2.0))
     assert noisy_labels(milder).identity() != noisy_labels(shop).identity()
-    # Independent draws, not nested ones: some rows (of so many that chance does not spare all) are flipped at the milder
-    # rate alone.
+    # Independent draws, not nested ones: some rows are flipped at the milder rate alone. Many rows, or chance may spare
+    # them all.
     many = random_rows(150)
     strong, mild = answers(shop, many) != many["clicked"], answers(milder, many) != many["clicked"]
     assert (mild & ~strong).any()
