@@ -99,6 +99,9 @@ def values_of(kind: Any, found: list[Any]) -> st.SearchStrategy[Any]:
         return st.lists(values_of(get_args(kind)[0], []), max_size=6)
     if kind is bool:
         return st.booleans()
+    pattern = next((bound.pattern for bound in found if getattr(bound, "pattern", None)), None)
+    if pattern:
+        return st.from_regex(pattern, fullmatch=True)
     if kind is str:
         return st.text(st.characters(codec="utf-8"), max_size=12)
     if kind is int:

@@ -303,12 +303,12 @@ def test_the_one_run_audit_of_an_honest_run_stays_under_every_claim(tiny_encoder
 
 
 @pytest.mark.parametrize("mode", [LOCAL, SHARED])
-def test_noise_that_is_ten_times_too_small_is_proved_by_the_one_run_audit(
+def test_noise_that_is_thirty_times_too_small_is_proved_by_the_one_run_audit(
     mode: str, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skellam, gaussian = client.distributed.skellam, client.training.gaussian_noise
-    monkeypatch.setattr(client.distributed, "skellam", lambda size, deviation, own: skellam(size, deviation / 10, own))
-    monkeypatch.setattr(client.training, "gaussian_noise", lambda *arguments: gaussian(*arguments) / 10)
+    monkeypatch.setattr(client.distributed, "skellam", lambda size, deviation, own: skellam(size, deviation / 30, own))
+    monkeypatch.setattr(client.training, "gaussian_noise", lambda *arguments: gaussian(*arguments) / 30)
     # In local mode each partner's noise is its own claim, which the mean of several partners hides.
     view = "server" if mode == SHARED else "broken"
     found = findings_of(canary_config(tiny_encoder, mode), "canaries")[f"one-run audit, white-box: {view}"]
