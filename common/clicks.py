@@ -48,6 +48,7 @@ from common.errors import DataError
 
 __all__ = [
     "CONTEXT_PREFIX",
+    "SAME_MOMENT",
     "ClickLog",
     "DataCard",
     "ReadReport",
@@ -64,6 +65,7 @@ __all__ = [
 ]
 
 LONG_TEXT = 10_000  # characters; kept, but noted: an encoder reads only the first max_tokens
+SAME_MOMENT = "same user, item and time as an earlier row"
 _NOT_ZERO_ONE = "click not 0 or 1"
 _ORDER = ("user", "time", "item", "text", "clicked", "purchased", "history", "slate", "domain")
 _REQUIRED = {"user", "time", "item", "text", "clicked", "domain"}
@@ -318,7 +320,7 @@ def _apply_checks(arrays: Mapping[str, Any], checks: Mapping[str, Bools]) -> tup
     order_M = np.lexsort(keys)  # stable: of equal rows the earliest stays in front
     same_M = np.logical_and.reduce([key[order_M][1:] == key[order_M][:-1] for key in keys[1:]])
     kept_N[place_M[order_M[1:][same_M]]] = False
-    dropped["same user, item and time as an earlier row"] = int(same_M.sum())
+    dropped[SAME_MOMENT] = int(same_M.sum())
     return kept_N, {reason: count for reason, count in dropped.items() if count}
 
 

@@ -67,6 +67,9 @@ class DataConfig:
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
 
 
+MACHINES_OWN = ("cache", "device", "device_memory")  # keys of [model] that each machine sets for itself
+
+
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """The click model: which text encoder, and how large the trained part is."""

@@ -11,18 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from common.config import ModelConfig, to_table
+from common.config import MACHINES_OWN, ModelConfig, to_table
 from common.errors import ProtocolError
 
 Float = NDArray[np.float32]
 
-_PLACES = (
-    "encoder",
-    "encoder_sha256",
-    "cache",
-    "device",
-    "device_memory",
-)  # the base's own fingerprint says what it is
+_PLACES = ("encoder", "encoder_sha256", *MACHINES_OWN)  # the base's own fingerprint says what it is
 
 
 def read_vector(model: nn.Module) -> Float:

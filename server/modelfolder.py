@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from common.calibration import Calibration
-from common.config import ModelConfig, to_table
+from common.config import MACHINES_OWN, ModelConfig, to_table
 from common.errors import ModelError
 from common.keyfiles import load_ed25519, public_hex
 from common.lineage import (
@@ -65,8 +65,7 @@ def save_model(
     if statistics is not None:
         write_atomically(folder / STATISTICS, statistics)
     write_atomically(folder / PARAMETERS, save({name: parameter.detach() for name, parameter in trainable(model)}))
-    table = to_table(config)
-    del table["cache"], table["device"], table["device_memory"]  # each machine's own
+    table = {key: value for key, value in to_table(config).items() if key not in MACHINES_OWN}
     facts: dict[str, Any] = {
         "format": SETTINGS_VERSION,
         "model": table,

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.clicks import SAME_MOMENT
 from common.errors import DataError
 
 _BEHAVIOURS, _NEWS = "behaviors.tsv", "news.tsv"
 _TIME = "%m/%d/%Y %I:%M:%S %p"
 NO_USER, NO_TITLE, NO_TIME, NO_LABEL = "no user", "no text", "time not readable", "click not 0 or 1"
-REPEATED = "same user, item and time as an earlier row"
 
 
 def mind_rows(path: Path, draw: Callable[["pd.Index[str]"], "pd.Index[str]"]) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -57,7 +57,7 @@ def mind_rows(path: Path, draw: Callable[["pd.Index[str]"], "pd.Index[str]"]) ->
         NO_TIME: int((unreadable & ~unnamed).sum()),
         NO_LABEL: unlabelled,
         NO_TITLE: int(untitled.sum()),
-        REPEATED: int((repeated & ~untitled).sum()),
+        SAME_MOMENT: int((repeated & ~untitled).sum()),
     }
     return kept, {reason: count for reason, count in dropped.items() if count}
 

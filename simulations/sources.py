@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.clicks import ClickLog, load_card, make_log, read_clicks, require_both_classes, select_users
+from common.clicks import SAME_MOMENT, ClickLog, load_card, make_log, read_clicks, require_both_classes, select_users
 from common.config import DataConfig
 from common.errors import ConfigError, DataError
 from common.split import stable_hash
@@ -28,7 +28,6 @@ from simulations.mind import mind_rows
 from simulations.movielens import movielens_ratings
 
 _NO_GENRE = "(no genres listed)"
-_SAME_MOMENT = "same user, item and time as an earlier row"
 
 
 def load_source(config: DataConfig) -> ClickLog:
@@ -89,7 +88,7 @@ def _film_log(ratings: pd.DataFrame, threshold: float) -> ClickLog:
     )
     untitled = rows["text"].isna()
     repeated = ~untitled & rows[["user", "item", "time"]].duplicated()
-    counts = {"no text": int(untitled.sum()), _SAME_MOMENT: int(repeated.sum())}
+    counts = {"no text": int(untitled.sum()), SAME_MOMENT: int(repeated.sum())}
     dropped = {reason: count for reason, count in counts.items() if count}
     log = make_log(rows[~untitled & ~repeated], rows_read=len(rows), dropped=dropped)
     low, high = ratings["rating"].min(), ratings["rating"].max()

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from common.config import Config, SimulationConfig, load_config, to_table
+from common.config import MACHINES_OWN, Config, SimulationConfig, load_config, to_table
 from common.errors import ConfigError
 from common.noise_shares import least_in_a_sum
 from common.schedule import with_calibrated_noise
@@ -75,8 +75,7 @@ def roster_of(consortium: Consortium, config: Config, identities: dict[str, str]
 def policy_tables(config: Config) -> dict[str, dict[str, Any]]:
     """Returns the tables of a partner's own policy, as the run asks for them: a proposal that it may tighten."""
     least = least_in_a_sum(config) if config.privacy.mode == "distributed" else LEAST_PARTICIPANTS
-    model = to_table(config.model)
-    del model["cache"], model["device"], model["device_memory"]  # each machine's own
+    model = {key: value for key, value in to_table(config.model).items() if key not in MACHINES_OWN}
     return {
         "model": model,
         "privacy": to_table(config.privacy),
