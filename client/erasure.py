@@ -134,15 +134,13 @@ class Erased:
         """Returns a new key, behind an empty list of it: a key without a list is refused."""
         key = os.urandom(_KEY_BYTES)
         self._write(key, _Listed(frozenset(), frozenset()))
-        write_atomically(self._key_file, key)
-        self._key_file.chmod(0o600)
+        write_atomically(self._key_file, key, mode=0o600)
         return key
 
     def _write(self, key: bytes, listed: _Listed) -> None:
         facts = {"version": ERASED_VERSION, "key_check": _hash(key, "check", "")}
         facts |= {"users": sorted(listed.exact), "folded": sorted(listed.folded)}
-        write_atomically(self._list, json.dumps(facts, indent=0).encode())
-        self._list.chmod(0o600)
+        write_atomically(self._list, json.dumps(facts, indent=0).encode(), mode=0o600)
 
 
 def _hash(key: bytes, kind: str, user: str) -> str:

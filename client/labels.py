@@ -177,8 +177,7 @@ class NoisyLabels:
     def _write(self, key: bytes, generation: int, word_K: NDArray[np.uint64]) -> None:
         body = word_K.astype("<u8").tobytes()
         head = _HEAD.pack(_MAGIC, DRAWN_VERSION, generation, hashlib.sha256(body).digest())
-        write_atomically(self._drawn(key), head + body)
-        self._drawn(key).chmod(0o600)
+        write_atomically(self._drawn(key), head + body, mode=0o600)
 
     def _drawn(self, key: bytes) -> Path:
         # Those of a seed need no key file, and say nothing of one.

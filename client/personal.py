@@ -48,7 +48,7 @@ class Personal:
     Attributes:
         version: of the format.
         kind: "scale" (a line over the logit of a click) or "head" (also other weights of the last layer).
-        made_of: hash of the model, the log, the list of the erased and the settings: another one is fitted anew.
+        made_of: hash of the model, the log, its card, the list of the erased and the settings: others are fitted anew.
         used: whether it was better on the users that it was not fitted on; else predictions are left as they are.
         scale: the line.
         weights: added to the last layer's weights for a click, H of them; empty for a "scale".
@@ -163,7 +163,8 @@ class Kept:
         """Returns the hash of all that a correction of a model depends on."""
         config, listed = self._config, Path(self._config.state) / "erased" / "users.json"
         len(Erased(Path(config.state)))  # a list that cannot be relied on is refused
-        parts = [lineage, Path(config.clicks).read_bytes(), listed.read_bytes() if listed.exists() else b""]
+        data = [Path(config.clicks).read_bytes(), Path(config.card).read_bytes()]
+        parts = [lineage, *data, listed.read_bytes() if listed.exists() else b""]
         parts.append(json.dumps([config.personal.kind, config.personal.penalty]).encode())
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
@@ -177,5 +178,8 @@ class Kept:
 
     def write(self, personal: Personal) -> None:
         """Keeps a correction in the place of another."""
-        write_atomically(self.path, (json.dumps(asdict(personal)) + "\n").encode())
-        self.path.chmod(0o600)
+        write_atomically(self.path, (json.dumps(asdict(personal)) + "\n").encode(), mode=0o600)
+
+    def forget(self) -> None:
+        """Takes the correction off the disk."""
+        self.path.unlink(missing_ok=True)

@@ -26,7 +26,8 @@ def personal_of(use: Usable, model: Path, partner: PartnerConfig | None) -> Pers
     if partner is None or partner.personal.kind == "none":
         return None
     kept = Kept(partner)
-    made_of = kept.made_of((model / LINEAGE).read_bytes())
+    lineage = (model / LINEAGE).read_bytes()
+    made_of = kept.made_of(lineage)
     found = kept.read(made_of)
     if found is None:
         rows = read_rows(Path(partner.clicks), load_card(Path(partner.card)), Erased(Path(partner.state))).rows
@@ -38,4 +39,7 @@ def personal_of(use: Usable, model: Path, partner: PartnerConfig | None) -> Pers
         label_N, user_N = rows["clicked"].to_numpy()[shown_N], rows["user"].to_numpy()[shown_N]
         found = fit(partner.personal.kind, partner.personal.penalty, seen, label_N, user_N, made_of)
         kept.write(found)
+        # Whoever was erased meanwhile is in it: `erase` lists first and then deletes, this writes first and then looks.
+        if kept.made_of(lineage) != made_of:
+            kept.forget()
     return found

@@ -19,9 +19,25 @@ _VOCABULARIES = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm.model",
     "vocab.json",
 )
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+# What a tokenizer may read beside its vocabulary; `load_text_encoder` refuses one that reads more.
+_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "bpe.codes",
+    "dict.txt",
+    "normalizer.json",
+    "entity_vocab.json",
+    "spm_char.model",
+    "byte_maps.json",
+    "word_shape.json",
+    "word_pronunciation.json",
+)
 _PROMPTS = "config_sentence_transformers.json"  # the file in which sentence-transformers keeps prefixes
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # BERT and most others, DistilBERT, GPT-2, others

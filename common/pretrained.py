@@ -300,8 +300,8 @@ def load_text_encoder(pretrained: Pretrained) -> TextEncoder:
     pooling does not read them; any other missing, unexpected or misshapen weight is refused.
 
     Raises:
-        PretrainedError: when transformers cannot load it, weights would be random or unused, or the tokenizer does
-            not fit the model.
+        PretrainedError: when transformers cannot load it, weights would be random or unused, the tokenizer does
+            not fit the model or reads files that the fingerprint leaves out, or the folder was changed since `locate`.
     """
     stay_offline()
     import torch  # both imports take seconds, and a cached run needs neither
@@ -327,6 +327,7 @@ def load_text_encoder(pretrained: Pretrained) -> TextEncoder:
         raise PretrainedError(f"{pretrained.spec}: cannot be loaded: {type(error).__name__}: {reason}") from error
     _check_loading(pretrained.spec, info)
     _check_model(pretrained, model, tokenizer)
+    _check_files(pretrained, tokenizer)
     model.requires_grad_(False)
     # Also as a part of a larger model whose train() reaches it: dropout and running statistics stay off.
     model.train = partial(_train_nothing, model)
@@ -359,6 +360,19 @@ def _check_model(pretrained: Pretrained, model: Any, tokenizer: Any) -> None:
     if tokenizer.pad_token is None:
         raise PretrainedError(f"{spec}: the tokenizer has neither a padding nor an end token")
     tokenizer.padding_side = tokenizer.truncation_side = "right"
+
+
+def _check_files(pretrained: Pretrained, tokenizer: Any) -> None:
+    """Refuses what was loaded where it is not, file for file, what the fingerprint says."""
+    folder, spec = pretrained.folder, pretrained.spec
+    read = [str(name) for name in getattr(tokenizer, "vocab_files_names", {}).values()]
+    if unknown := sorted(name for name in read if name not in pretrained.files and (folder / name).is_file()):
+        raise PretrainedError(
+            f"{spec}: its tokenizer reads {', '.join(unknown)}, which partners do not compare; save it as"
+            " tokenizer.json"
+        )
+    if read_folder(spec, folder).fingerprint != pretrained.fingerprint:
+        raise PretrainedError(f"{spec}: {folder} was changed while it was read; start again once it is at rest")
 
 
 def _train_nothing(model: Any, mode: bool = True) -> Any:

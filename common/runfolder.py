@@ -113,8 +113,10 @@ def make_private(folder: Path) -> None:
         raise HushclickError(f"{folder}: cannot be kept from others: {error.strerror}") from None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replaces a file as a whole: a kill or a full disk leaves the old one.
+
+    It has its mode (less the umask) from the first byte on: at no moment can others read what only its owner may.
 
     Raises:
         HushclickError: when the disk refuses, naming the path and why.
@@ -122,7 +124,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -2,7 +2,7 @@
 
 All of them write into the run folder, `trackers/NAME/`, and nothing goes over the network: sending it anywhere is a
 command of theirs, to be given by hand. A tracker is told numbers of the server's own records and the configuration
-without paths and seeds; no row, no score and no name of a partner.
+without paths and what removes noise (`round.seed` is public); no row, no score and no name of a partner.
 """
 
 import logging

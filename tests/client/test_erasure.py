@@ -197,11 +197,11 @@ def test_a_first_call_that_was_killed_leaves_an_empty_list(
 
     real, calls = client.erasure.write_atomically, []
 
-    def dies(path: Path, data: bytes) -> None:
+    def dies(path: Path, data: bytes, **how: int) -> None:
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(path, data)
+        real(path, data, **how)
 
     monkeypatch.setattr(client.erasure, "write_atomically", dies)
     with pytest.raises(KeyboardInterrupt):

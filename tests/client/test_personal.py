@@ -204,6 +204,31 @@ def test_who_is_erased_is_taken_out_of_it(done: RunFolder, capsys: pytest.Captur
     assert json.loads(kept.read_text())["made_of"] != first
 
 
+@pytest.mark.parametrize("changed", ["erased", "card"])
+def test_what_changes_while_it_is_fitted_is_not_kept_in_it(
+    done: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    config, kept = with_personal(done, 2, kind="head"), done.partner(2) / "state" / PERSONAL
+    kept.unlink(missing_ok=True)
+    user = pd.read_parquet(done.partner(2) / "clicks.parquet")["user"].iloc[0]
+
+    def fit_and_change(*given: Any) -> Personal:
+        found = fit(*given)
+        if changed == "erased":
+            Erased(done.partner(2) / "state").add([user])
+        else:
+            card = done.partner(2) / "card.toml"
+            card.write_text(card.read_text() + "\n# another card\n")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client.personalising, "fit", fit_and_change)
+        assert predict(capsys, config)["personal"] is not None
+        assert not kept.exists()
+    predict(capsys, config)
+    assert kept.exists()
+
+
 def test_it_is_used_by_predict_alone() -> None:
     """No part of what trains, answers a server or sends has a way to it."""
     users = {}

@@ -88,6 +88,14 @@ def test_fingerprint_follows_the_tokenizer_and_the_config_too(tiny: Path, copy: 
     assert changed.weights_sha256 == locate(f"path:{tiny}").weights_sha256
 
 
+@pytest.mark.parametrize("name", ["bpe.codes", "spm.model", "merges.txt"])
+def test_fingerprint_follows_what_a_tokenizer_reads_beside_its_vocabulary(tiny: Path, copy: Path, name: str) -> None:
+    (copy / name).write_text("a b\n")
+    first = locate(f"path:{copy}").fingerprint
+    (copy / name).write_text("a c\n")
+    assert len({first, locate(f"path:{copy}").fingerprint, locate(f"path:{tiny}").fingerprint}) == 3
+
+
 def test_wrong_hash_names_both(tiny: Path) -> None:
     with pytest.raises(PretrainedError) as caught:
         locate(f"path:{tiny}", "ab" * 32)
@@ -251,6 +259,28 @@ def test_a_tokenizer_of_another_model_is_refused(copy: Path) -> None:
     BertTokenizer(vocab={token: row for row, token in enumerate(special)}).save_pretrained(copy)
     with pytest.raises(PretrainedError, match="the tokenizer knows 5 tokens"):
         load_text_encoder(locate(f"path:{copy}"))
+
+
+def test_a_tokenizer_that_reads_a_file_that_nobody_compares_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    (copy / "emoji.json").write_text("{}")
+    load_text_encoder(locate(f"path:{copy}"))  # which this tokenizer does not read
+    names = transformers.PreTrainedTokenizerFast.vocab_files_names
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "vocab_files_names", names | {"emoji": "emoji.json"})
+    monkeypatch.setattr(transformers.BertTokenizer, "vocab_files_names", names | {"emoji": "emoji.json"})
+    with pytest.raises(PretrainedError, match=r"reads emoji\.json, which partners do not compare"):
+        load_text_encoder(locate(f"path:{copy}"))
+
+
+def test_a_folder_that_was_changed_since_it_was_hashed_is_refused(copy: Path) -> None:
+    found = locate(f"path:{copy}")
+    table = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(table | {"spare": 1}))
+    with pytest.raises(PretrainedError, match="was changed while it was read"):
+        load_text_encoder(found)
 
 
 def test_damaged_weights_are_refused(copy: Path) -> None:

@@ -81,7 +81,7 @@ def test_numbers_alone_are_told() -> None:
     assert flat({"a": True, "b": float("nan"), "c": "text", "d": [1, 2], "e": None, "f": {"g": float("inf")}}) == {}
 
 
-def test_neither_places_nor_seeds_are_told(tmp_path: Path) -> None:
+def test_neither_places_nor_what_removes_noise_is_told(tmp_path: Path) -> None:
     found = trackers._params(load_config(_written(tmp_path)))
     assert "secret" not in json.dumps(found)
     assert "4242" not in json.dumps(found)
