@@ -50,6 +50,8 @@ Scores = NDArray[np.float64]
 
 _ITEM_STRENGTH = 5.0
 _TEXT_COMPONENTS = 32
+_LEAST_VARIANCE = 1e-6  # of a component, as a share
+_COMPONENT_ROWS = 100_000  # whose text states the components are of, at most: all rows' would need E numbers for each
 _LEAST_STEPS = 100  # a floor is trained to the end, however few steps the federated run takes
 _EXPECTED_USERS = 128  # of a floor's step, at most
 
@@ -160,10 +162,8 @@ def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
     train, test = logs.training, logs.central
     test_N = test["evaluate"].to_numpy(bool)
     trains_N = impressions_N(train)
-    train_states_NE, test_states_NE = _row_states(logs, train)[trains_N], _row_states(logs, test)[test_N]
-    components = min(_TEXT_COMPONENTS, *train_states_NE.shape)
-    text = PCA(components, svd_solver="randomized", random_state=0).fit(train_states_NE)
-    note = f"pooled, not private; own past rates, context, {components} text components"
+    train_text_NC, test_text_NC = _text_components(logs, train[trains_N], test[test_N])
+    note = f"pooled, not private; own past rates, context, {train_text_NC.shape[1]} text components"
     floors: Floor = {}
     kinds: list[tuple[str, Literal["none", "exact", "private"], str]] = [
         ("logistic_regression", "none", ""),
@@ -176,15 +176,27 @@ def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
         train_NF = _dense(logs, train, model, np.ones(len(train), bool)).dense_NF[trains_N]
         test_NF = _dense(logs, test, model, ~test_N).dense_NF[test_N]
         regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        regression.fit(np.hstack([train_NF, text.transform(train_states_NE)]), train["clicked"].to_numpy()[trains_N])
-        score_N = regression.predict_proba(np.hstack([test_NF, text.transform(test_states_NE)]))[:, 1]
+        regression.fit(np.hstack([train_NF, train_text_NC]), train["clicked"].to_numpy()[trains_N])
+        score_N = regression.predict_proba(np.hstack([test_NF, test_text_NC]))[:, 1]
         floors[label] = (score_N, note + added)
     return floors
 
 
-def _row_states(logs: Logs, rows: pd.DataFrame) -> NDArray[np.float32]:
-    encoded = encode_texts(list(rows["text"]), replace(logs.config.model, tune="head"), logs.pretrained)
-    return encoded.states_TE[encoded.index_N]
+def _text_components(logs: Logs, train: pd.DataFrame, test: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns principal components of the rows' text states, worked out once for each distinct text."""
+    model = replace(logs.config.model, tune="head")
+    train_texts, test_texts = (encode_texts(list(rows["text"]), model, logs.pretrained) for rows in (train, test))
+    row_N = train_texts.index_N
+    if len(row_N) > _COMPONENT_ROWS:
+        row_N = np.random.default_rng(0).choice(row_N, _COMPONENT_ROWS, replace=False)
+    states_NE = train_texts.states_TE[row_N]
+    found = PCA(min(_TEXT_COMPONENTS, *states_NE.shape), svd_solver="randomized", random_state=0).fit(states_NE)
+    # Of fewer texts than components the last ones are rounding errors, which scaling would blow up.
+    kept_C = found.explained_variance_ratio_ > _LEAST_VARIANCE
+    train_NC, test_NC = (
+        found.transform(texts.states_TE)[:, kept_C][texts.index_N] for texts in (train_texts, test_texts)
+    )
+    return train_NC, test_NC
 
 
 def _dense(logs: Logs, rows: pd.DataFrame, model: ModelConfig, in_counts_N: NDArray[np.bool_]) -> UserRows:
