@@ -70,7 +70,7 @@ def test_a_later_one_replaces_it(path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.open"])
+@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.replace", "os.open"])
 def test_a_full_disk_leaves_the_one_before(where: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
