@@ -155,18 +155,37 @@ def featurise(
         _fill_history(history_NH[part], clicked_N[part], seen_M, int(start))
     counted_N = shown_N if own_rows_N is None else shown_N & own_rows_N
     blocks = [own_NF, _time_features(time_N), _context_features(rows, config.context_buckets)]
-    if config.item_rates == "exact":
-        blocks.append(_item_rates(rows, clicked_N, item_counts or {}, counted_N, config.prior_click_rate))
-    elif config.item_rates == "private" and item_rates is not None:
-        blocks.append(item_rates.features(rows, counted_N))
-    elif config.item_rates == "private":
-        blocks.append(np.zeros((num_rows, len(_PRIVATE_ITEM)), np.float32))
+    blocks.append(item_features(rows, config, counted_N, item_counts, item_rates))
     labels = [clicked_N]
     if "purchased" in rows:
         labels.append(rows["purchased"].to_numpy(np.float32))
     label_NL, dense_NF = np.stack(labels, axis=1), np.concatenate(blocks, axis=1)
     trains_N = None if shown_N.all() else shown_N
     return UserRows(offset_U1, text_N, label_NL, dense_NF, history_NH, states_TE, tokens_T, trains_N=trains_N)
+
+
+def item_features(
+    rows: pd.DataFrame,
+    config: ModelConfig,
+    counted_N: NDArray[np.bool_],
+    item_counts: ItemCounts | None,
+    item_rates: ItemRates | None,
+) -> Float:
+    """Returns the last of the dense features, what `config.item_rates` says of each row's item; [N, 0] of "none".
+
+    Args:
+        rows: as in `featurise`, as are all below.
+        config: which of them.
+        counted_N: rows that are themselves in what was counted.
+        item_counts: exact counts.
+        item_rates: released ones.
+    """
+    if config.item_rates == "exact":
+        clicked_N = rows["clicked"].to_numpy(np.float32)
+        return _item_rates(rows, clicked_N, item_counts or {}, counted_N, config.prior_click_rate)
+    if config.item_rates == "private" and item_rates is not None:
+        return item_rates.features(rows, counted_N)
+    return np.zeros((len(rows), len(_PRIVATE_ITEM) if config.item_rates == "private" else 0), np.float32)
 
 
 def make_batch(rows: UserRows, chosen: Sequence[Int]) -> Batch:

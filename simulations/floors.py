@@ -32,7 +32,7 @@ from client.training import DpStep, Randomness, train_privately
 from common.bootstrap import paired_difference
 from common.clicks import impressions_N
 from common.config import Config, ModelConfig
-from common.features import ItemCounts, UserRows, count_items, dense_names, featurise
+from common.features import ItemCounts, UserRows, count_items, dense_names, featurise, item_features
 from common.itemrates import ItemRates, parse_release
 from common.lineage import STATISTICS
 from common.messages import TrainingPlan
@@ -171,13 +171,16 @@ def _logistic_regression(logs: Logs, say: Callable[[str], None]) -> Floor:
     ]
     if logs.item_rates is not None:
         kinds.append(("logistic_regression_private_item_rates", "private", ", private item rates"))
+    plain = replace(logs.config.model, item_rates="none")
+    train_NF = _dense(logs, train, plain, trains_N).dense_NF[trains_N]
+    test_NF = _dense(logs, test, plain, ~test_N).dense_NF[test_N]
     for label, item_rates, added in kinds:
-        model = replace(logs.config.model, item_rates=item_rates)
-        train_NF = _dense(logs, train, model, np.ones(len(train), bool)).dense_NF[trains_N]
-        test_NF = _dense(logs, test, model, ~test_N).dense_NF[test_N]
+        model = replace(plain, item_rates=item_rates)
+        train_item_NF = item_features(train, model, trains_N, logs.item_counts, logs.item_rates)[trains_N]
+        test_item_NF = item_features(test, model, ~test_N & impressions_N(test), logs.item_counts, logs.item_rates)
         regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        regression.fit(np.hstack([train_NF, train_text_NC]), train["clicked"].to_numpy()[trains_N])
-        score_N = regression.predict_proba(np.hstack([test_NF, test_text_NC]))[:, 1]
+        regression.fit(np.hstack([train_NF, train_item_NF, train_text_NC]), train["clicked"].to_numpy()[trains_N])
+        score_N = regression.predict_proba(np.hstack([test_NF, test_item_NF[test_N], test_text_NC]))[:, 1]
         floors[label] = (score_N, note + added)
     return floors
 
