@@ -20,6 +20,7 @@ from client.overlap.identifiers import load_secret
 from client.participant import own_membership
 from client.partner import PartnerConfig
 from client.rpc.asking import why_not_serving
+from common.calibration import prior_warning
 from common.card import load_card, require_sampling
 from common.clicks import impressions_N, read_clicks
 from common.errors import ConfigError, HushclickError
@@ -89,7 +90,7 @@ def _finding(what: str, look: Callable[[PartnerConfig], str | Finding], config: 
         return Finding(what, False, "; ".join(str(error).splitlines()))
 
 
-def _clicks(config: PartnerConfig) -> str:
+def _clicks(config: PartnerConfig) -> Finding:
     card = load_card(Path(config.card))
     require_sampling(card, config.model.unclicked_kept)
     clicks, privacy, erased = read_clicks(Path(config.clicks), card, allow_one_class=True), config.privacy, ""
@@ -108,10 +109,12 @@ def _clicks(config: PartnerConfig) -> str:
     if not shown:
         raise ConfigError(f"all {report.rows_kept} rows are history alone, and none can train: bring impressions too")
     past = f" and {report.history_rows} of history" if report.history_rows else ""
-    return (
+    says = (
         f"{shown} rows{past} of {report.users} users, clicked {report.click_rate:.1%};"
         f" declared_users = {config.declared_users}{dropped}{erased}"
     )
+    warning = prior_warning(report.click_rate, config.model.prior_click_rate)
+    return Finding("card and clicks", True, f"{says}; {warning}" if warning else says, warns=bool(warning))
 
 
 def _sensitive(config: PartnerConfig) -> str | Finding:

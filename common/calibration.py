@@ -22,7 +22,23 @@ Floats = npt.NDArray[np.float64]
 Method = Literal["temperature", "platt"]
 
 _LEAST_SLOPE, _MOST_SLOPE = 1e-3, 1e3  # a calibration never turns the order around
+_FAR_FROM_PRIOR = 1.5  # in logits: of a prior of one half, a rate below .18 or above .82
 _CLIP = 1e-12  # of a probability, before its logit is taken
+
+
+def prior_warning(rate: float, prior: float) -> str:
+    """Returns why training starts far off under a public prior, and the mend; nothing where it does not.
+
+    Args:
+        rate: share of clicks in a log, 0 to 1.
+        prior: `model.prior_click_rate`.
+    """
+    if not 0 < rate < 1 or abs(np.subtract(*logit(np.array([rate, prior])))) < _FAR_FROM_PRIOR:
+        return ""
+    return (
+        f"{rate:.1%} of the training rows are clicks, and model.prior_click_rate = {prior:g}: training will spend its"
+        " rounds on that alone; set it to the click rate that is publicly known of such logs"
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

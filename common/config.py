@@ -64,9 +64,11 @@ class DataConfig:
     split: Split = "time"
     test_share: Share = 0.2  # latest share of rows (time), share of users (user)
     max_users: Annotated[int, Field(ge=0)] = 0  # 0 = all; else so many users, drawn by hash
+    measure_click_rate: bool = False  # without privacy: model.prior_click_rate becomes that of the training rows
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
 
 
+LEAST_PRIOR = 0.001  # as is 1 - LEAST_PRIOR the most
 MACHINES_OWN = ("cache", "device", "device_memory")  # keys of [model] that each machine sets for itself
 
 
@@ -96,7 +98,7 @@ class ModelConfig:
     hidden: Annotated[int, Field(ge=2, le=4096)] = 16  # of the head
     context_buckets: Annotated[int, Field(ge=1, le=4096)] = 16  # context values are hashed into so many
     # Public guess, to which a user's own past rate is shrunk.
-    prior_click_rate: Annotated[float, Field(ge=0.001, le=0.999)] = 0.5
+    prior_click_rate: Annotated[float, Field(ge=LEAST_PRIOR, le=1 - LEAST_PRIOR)] = 0.5
     label_delay_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0  # a row's features see labels older than this
     # Click rates per item as features: exact means are not private, and refused under privacy; private = noised sums,
     # charged to each partner's budget (privacy.statistics_*).

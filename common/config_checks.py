@@ -20,6 +20,11 @@ def contradictions(config: "Config") -> list[str]:
             f"round.local_steps = {rounds.local_steps}: at most privacy.max_local_steps = {privacy.max_local_steps};"
             " lower the one or raise the other"
         )
+    if data.measure_click_rate and privacy.mode != "none":
+        problems.append(
+            "data.measure_click_rate = true: a measured rate is not private; set it to false and model.prior_click_rate"
+            ' to what is publicly known, or privacy.mode to "none"'
+        )
     problems += tuning_checks(config.model)
     problems += item_rate_checks(config.model.item_rates, privacy, config.aggregation.method)
     problems += label_checks(privacy)

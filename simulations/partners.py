@@ -12,6 +12,7 @@ Three partitions, all independent of the order of rows:
 Letters: N = rows, U = users, P = partners.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from common.clicks import ClickLog, impressions_N
-from common.config import Config, DataConfig, Split
+from common.config import LEAST_PRIOR, Config, DataConfig, Split
 from common.errors import ConfigError, DataError
 from common.runfolder import partner_name
 from common.sensitive import without_sensitive
@@ -90,6 +91,19 @@ def build_partners(log: ClickLog, config: DataConfig) -> PartnerLogs:
         central=_central(rows, partner_N, split),
         report=_report(log, config, split, training),
     )
+
+
+def click_rate(facts: Mapping[str, Any]) -> float:
+    """Returns the click rate of all partners' training rows together, of the `data` part of metrics.json."""
+    return float(np.average(facts["click_rate_per_partner"], weights=facts["rows_per_partner"]))
+
+
+def with_click_rate(config: Config, facts: Mapping[str, Any]) -> Config:
+    """Returns the configuration with the measured click rate as prior, where it asks for that; four digits of it."""
+    if not config.data.measure_click_rate:
+        return config
+    rate = round(min(max(click_rate(facts), LEAST_PRIOR), 1 - LEAST_PRIOR), 4)
+    return replace(config, model=replace(config.model, prior_click_rate=rate))
 
 
 def with_rule(config: Config, cut_time: int | None) -> Config:

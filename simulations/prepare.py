@@ -27,7 +27,15 @@ from common.secagg.parameters import LEAST_PARTICIPANTS
 from common.secagg.roster import Member, Roster, dump_roster
 from common.textstates import encode_texts
 from server.central import mark_sampling
-from simulations.partners import PartnerLogs, build_partners, users_trained, whole_log, with_rule, write_central
+from simulations.partners import (
+    PartnerLogs,
+    build_partners,
+    users_trained,
+    whole_log,
+    with_click_rate,
+    with_rule,
+    write_central,
+)
 from simulations.sizes import declared
 from simulations.sources import load_source
 from simulations.spending import with_noise
@@ -68,7 +76,7 @@ def prepare(
     if config.data.source == "files" or config.model.unclicked_kept < 1:
         require_sampling(_card_of(config.data), config.model.unclicked_kept)
     data = data or read_data(config.data, config.model, progress)
-    config = with_rule(config, data.logs.report["cut_time"])
+    config = with_click_rate(with_rule(config, data.logs.report["cut_time"]), data.facts)
     _write(config, folder, data)
     write_json(folder.preparation, {"data": data.facts, "timings": data.timings})
     # Last: a folder with a configuration is a folder that can be resumed.

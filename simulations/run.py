@@ -20,6 +20,7 @@ from rich.table import Table
 
 from client.app import app as client_app
 from client.desk import forget_workers
+from common.calibration import prior_warning
 from common.config import Config, load_config, to_table
 from common.errors import BudgetExhausted, CheckpointError, HushclickError, Stopped, UsageError
 from common.runfolder import RunFolder, write_json
@@ -33,7 +34,7 @@ from simulations.faults import app as faulty_client_app
 from simulations.floors import compute_floors
 from simulations.flower import run_in_flower
 from simulations.grid import InProcessGrid
-from simulations.partners import with_rule
+from simulations.partners import click_rate, with_click_rate, with_rule
 from simulations.preloaded import SharedClicks
 from simulations.prepare import prepare, set_round_secrets
 from simulations.progress import LiveProgress
@@ -101,6 +102,8 @@ def _simulate(
             preparation = prepare(config, folder, progress.encoding, shared.data if shared else None)
             config, prepared = preparation.config, {"data": preparation.facts, "timings": preparation.timings}
         progress.config = config
+        if warning := prior_warning(click_rate(prepared["data"]), config.model.prior_click_rate):
+            console.print(warning, style="yellow", markup=False, highlight=False)
         stopped = _run_apps(config, folder, engine, shared)
         trained = time.monotonic()
         metrics = read_metrics(folder)
@@ -166,7 +169,9 @@ def _resumed(config: Config, folder: RunFolder) -> tuple[Config, dict[str, Any]]
         facts, timings = dict(prepared["data"]), dict(prepared["timings"])
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder.preparation}: missing or damaged; start again in another folder") from None
-    given = with_rule(with_noise(config), facts.get("cut_time")) if config.data == own.data else with_noise(config)
+    given = with_noise(config)
+    if config.data == own.data:
+        given = with_click_rate(with_rule(given, facts.get("cut_time")), facts)
     if given != own:
         raise CheckpointError(
             f"{folder.config} differs from the configuration given ({', '.join(differing(given, own))}):"

@@ -62,6 +62,16 @@ def test_a_partner_in_order_passes(
     assert "not checked in this version: GPU, certificates, network (give client.toml)" in shown
 
 
+def test_a_prior_far_from_a_partners_own_clicks_is_a_warning(
+    pair: dict[str, PartnerConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(tmp_path / "shop-a", model__prior_click_rate=0.03)
+    code, result = check(tmp_path / "shop-a", capsys=capsys)
+    (found,) = [one for one in result["checks"] if one["what"] == "card and clicks"]
+    assert (code, found["ok"], found["warns"]) == (0, True, True)
+    assert "50.0% of the training rows are clicks, and model.prior_click_rate = 0.03" in found["says"]
+
+
 def spoil(folder: Path, **keys: Any) -> None:
     """Changes keys of a partner's TOML, as its operator might."""
     path = folder / "partner.toml"

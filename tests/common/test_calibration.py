@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
-from common.calibration import Calibration, Scale, fit_scale, logit, of_log, of_stream
+from common.calibration import Calibration, Scale, fit_scale, logit, of_log, of_stream, prior_warning
 
 
 class Given(ClassifierMixin, BaseEstimator):
@@ -119,6 +119,22 @@ def test_fitted_on_a_log_it_holds_in_the_stream() -> None:
     assert calibrated_N.mean() == pytest.approx(clicked_N.mean(), rel=0.02)
     ignorant_N = Calibration("platt", click, unclicked_kept=1.0).clicks(model_N)  # the planted bug
     assert abs(ignorant_N.mean() / clicked_N.mean() - 1) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("rate", "prior", "far"),
+    [
+        (0.2, 0.5, False),
+        (0.17, 0.5, True),
+        (0.85, 0.5, True),
+        (0.03, 0.03, False),
+        (0.5, 0.03, True),
+    ],
+)
+def test_a_prior_is_far_by_its_logit(rate: float, prior: float, far: bool) -> None:
+    text = prior_warning(rate, prior)
+    assert bool(text) == far
+    assert not far or (f"{rate:.1%}" in text and f"prior_click_rate = {prior:g}" in text)
 
 
 def test_without_a_line_for_purchases_they_stay_as_they_are() -> None:

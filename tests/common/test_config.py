@@ -179,6 +179,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
         table["model"]["item_rates"] = "none"
     if table["privacy"]["mode"] == "distributed":
         table["round"] |= {"local_steps": 1, "partners_per_round": 100}
+    table["data"]["measure_click_rate"] &= table["privacy"]["mode"] == "none"
     _agree(table)
     simulation = table["simulation"]
     if simulation["attack"] == "nan" and table["privacy"]["mode"] == "distributed":
@@ -272,6 +273,7 @@ def test_every_problem_is_told_at_once() -> None:
             ['server.averaging = "uniform"', "adalora", '"lora"'],
         ),
         ({"model": {"item_rates": "exact"}}, ['model.item_rates = "exact"', "not private", 'privacy.mode to "none"']),
+        ({"data": {"measure_click_rate": True}}, ["data.measure_click_rate = true", "not private", "prior_click_rate"]),
         (
             {"data": {"partners": 4}, "round": {"partners_per_round": 5}},
             ["partners_per_round = 5", "data.partners = 4"],

@@ -84,7 +84,10 @@ def test_models_are_pinned_by_hash(role: str) -> None:
 
 
 KEYS = {
-    "data": "source path card click_threshold partners partition size_skew split test_share max_users generator",
+    "data": (
+        "source path card click_threshold partners partition size_skew split test_share max_users generator"
+        " measure_click_rate"
+    ),
     "model": (
         "encoder encoder_sha256 max_tokens history width hidden context_buckets prior_click_rate"
         " label_delay_seconds item_rates unclicked_kept cache"

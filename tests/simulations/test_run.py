@@ -1,5 +1,6 @@
 """The main job, small: promises, reproducibility to the bit, resume, Ctrl-C, exhausted budgets."""
 
+import io
 import json
 import signal
 import subprocess
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
 import client.desk
 import server.app
-from common.config import Config, dump_config, parse_config
+from common.config import Config, dump_config, load_config, parse_config
 from common.errors import BudgetExhausted, CheckpointError, Stopped, UsageError
 from common.messages import TrainTask
 from common.privacy.ledger import Ledger
@@ -220,6 +222,26 @@ def test_without_privacy_it_says_so(config: Config, tmp_path: Path) -> None:
     assert metrics["privacy"]["epsilon"] is None
     assert metrics["privacy"]["sentence"].startswith("No differential privacy")
     assert metrics["final"]["rounds"] == 3
+
+
+def test_without_privacy_the_prior_may_be_measured(config: Config, tmp_path: Path) -> None:
+    plain = replace(
+        config, privacy=replace(config.privacy, mode="none"), data=replace(config.data, measure_click_rate=True)
+    )
+    first = run(plain, tmp_path / "run")
+    trained = pd.concat([pd.read_parquet(path) for path in (tmp_path / "run" / "partners").glob("*/clicks.parquet")])
+    own = load_config(tmp_path / "run" / "config.toml")
+    assert own.model.prior_click_rate == pytest.approx(trained["clicked"].mean(), abs=1e-4)
+    assert stable(run(plain, tmp_path / "run", resume=True)) == stable(first)
+    assert stable(run(own, tmp_path / "again")) == stable(first)
+
+
+@pytest.mark.parametrize(("prior", "said"), [(0.3, False), (0.9, True)])
+def test_a_prior_far_from_the_clicks_is_said(prior: float, said: bool, config: Config, tmp_path: Path) -> None:
+    text = io.StringIO()
+    other = replace(config, model=replace(config.model, prior_click_rate=prior))
+    simulate(other, RunFolder(tmp_path / "run"), Console(file=text, width=300))
+    assert ("model.prior_click_rate = 0.9: training will spend its rounds" in text.getvalue()) == said
 
 
 def test_ctrl_c_stops_cleanly_and_leaves_a_resumable_run(config: Config, tmp_path: Path) -> None:
