@@ -38,8 +38,23 @@ def personal_of(use: Usable, model: Path, partner: PartnerConfig | None) -> Pers
         seen = Seen(seen.click_N[shown_N], seen.hidden_NH[shown_N])
         label_N, user_N = rows["clicked"].to_numpy()[shown_N], rows["user"].to_numpy()[shown_N]
         found = fit(partner.personal.kind, partner.personal.penalty, seen, label_N, user_N, made_of)
-        kept.write(found)
-        # Whoever was erased meanwhile is in it: `erase` lists first and then deletes, this writes first and then looks.
-        if kept.made_of(lineage) != made_of:
-            kept.forget()
+        _keep(kept, found, lineage)
     return found
+
+
+def _keep(kept: Kept, found: Personal, lineage: bytes) -> None:
+    """Keeps a correction, unless what it was fitted on changed meanwhile: whoever was erased since is still in it.
+
+    `erase` lists first and then deletes; this writes first and then looks, so that one of the two sees the other. What
+    was asked for before somebody was erased is still answered with it, once.
+    """
+    if kept.made_of(lineage) != found.made_of:
+        return
+    try:
+        kept.write(found)
+        changed = kept.made_of(lineage) != found.made_of
+    except BaseException:
+        kept.forget()
+        raise
+    if changed:
+        kept.forget()

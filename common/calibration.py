@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from common.config import STRICT
+from common.config import LEAST_PRIOR, STRICT
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["temperature", "platt"]
@@ -33,10 +33,11 @@ def prior_warning(rate: float, prior: float) -> str:
         rate: share of clicks in a log, 0 to 1.
         prior: `model.prior_click_rate`.
     """
-    if not 0 < rate < 1 or abs(np.subtract(*logit(np.array([rate, prior])))) < _FAR_FROM_PRIOR:
+    nearest = min(max(rate, LEAST_PRIOR), 1 - LEAST_PRIOR)
+    if not 0 < rate < 1 or abs(np.subtract(*logit(np.array([nearest, prior])))) < _FAR_FROM_PRIOR:
         return ""
     return (
-        f"{rate:.1%} of the training rows are clicks, and model.prior_click_rate = {prior:g}: training will spend its"
+        f"{rate:.1%} of the rows are clicks, and model.prior_click_rate = {prior:g}: training will spend its first"
         " rounds on that alone; set it to the click rate that is publicly known of such logs"
     )
 

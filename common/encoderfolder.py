@@ -30,14 +30,17 @@ _SETTINGS = (
     "added_tokens.json",
     "merges.txt",
     "bpe.codes",
-    "dict.txt",
+    "emoji.json",
     "normalizer.json",
     "entity_vocab.json",
     "spm_char.model",
     "byte_maps.json",
     "word_shape.json",
     "word_pronunciation.json",
+    "tekken.json",
 )
+_VERSIONS = ("tokenizer.*.json", "*.model")  # such as tokenizer.4.0.0.json, which fast_tokenizer_files may name
+_BARTPHO = ("sentencepiece.bpe.model", "dict.txt")  # a dict.txt alone is of the program that trained the encoder
 _PROMPTS = "config_sentence_transformers.json"  # the file in which sentence-transformers keeps prefixes
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # BERT and most others, DistilBERT, GPT-2, others
@@ -111,7 +114,10 @@ def _tokenizer_files(folder: Path, spec: str) -> tuple[str, ...]:
     if not any((folder / file).is_file() for file in _VOCABULARIES):
         # transformers would go on with an empty tokenizer, and every text would look the same
         raise PretrainedError(f"{spec}: no tokenizer files; one of {', '.join(_VOCABULARIES)} must be in the folder")
-    return tuple(file for file in (*_VOCABULARIES, *_SETTINGS) if (folder / file).is_file())
+    names = {*_VOCABULARIES, *_SETTINGS, *(path.name for pattern in _VERSIONS for path in folder.glob(pattern))}
+    if all((folder / file).is_file() for file in _BARTPHO):
+        names.update(_BARTPHO)
+    return tuple(sorted(file for file in names if (folder / file).is_file()))
 
 
 def _prefix(folder: Path, spec: str) -> str:

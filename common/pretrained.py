@@ -368,8 +368,8 @@ def _check_files(pretrained: Pretrained, tokenizer: Any) -> None:
     read = [str(name) for name in getattr(tokenizer, "vocab_files_names", {}).values()]
     if unknown := sorted(name for name in read if name not in pretrained.files and (folder / name).is_file()):
         raise PretrainedError(
-            f"{spec}: its tokenizer reads {', '.join(unknown)}, which partners do not compare; save it as"
-            " tokenizer.json"
+            f"{spec}: its tokenizer reads {', '.join(unknown)}, which partners do not compare; take another"
+            " encoder, or save it with tokenizer.json alone"
         )
     if read_folder(spec, folder).fingerprint != pretrained.fingerprint:
         raise PretrainedError(f"{spec}: {folder} was changed while it was read; start again once it is at rest")

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from common.clicks import ClickLog, impressions_N
-from common.config import LEAST_PRIOR, Config, DataConfig, Split
+from common.config import LEAST_PRIOR, Config, DataConfig, ModelConfig, Split
 from common.errors import ConfigError, DataError
 from common.runfolder import partner_name
 from common.sensitive import without_sensitive
@@ -99,10 +99,20 @@ def click_rate(facts: Mapping[str, Any]) -> float:
 
 
 def with_click_rate(config: Config, facts: Mapping[str, Any]) -> Config:
-    """Returns the configuration with the measured click rate as prior, where it asks for that; four digits of it."""
+    """Returns the configuration with the measured click rate as prior, where it asks for that; four decimals of it.
+
+    Raises:
+        ConfigError: where it names another prior as well.
+    """
     if not config.data.measure_click_rate:
         return config
     rate = round(min(max(click_rate(facts), LEAST_PRIOR), 1 - LEAST_PRIOR), 4)
+    given = config.model.prior_click_rate
+    if given not in (ModelConfig().prior_click_rate, rate):
+        raise ConfigError(
+            f"model.prior_click_rate = {given:g} and data.measure_click_rate = true, which gives {rate:g}: take out the"
+            " first, or set the second to false"
+        )
     return replace(config, model=replace(config.model, prior_click_rate=rate))
 
 

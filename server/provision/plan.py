@@ -30,6 +30,11 @@ def planned_run(consortium: Consortium) -> Config:
         )
     if config.simulation != SimulationConfig():
         problems.append(f"{consortium.run}: [simulation]: real partners play no faults; take the table out")
+    if config.data.measure_click_rate:
+        problems.append(
+            f"{consortium.run}: data.measure_click_rate = true: a deployment measures nothing; set it to false, and"
+            " model.prior_click_rate to the rate"
+        )
     evaluation = config.evaluation
     if evaluation.by_partners and evaluation.from_time is None and evaluation.user_share is None:
         problems.append(

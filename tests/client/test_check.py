@@ -69,7 +69,7 @@ def test_a_prior_far_from_a_partners_own_clicks_is_a_warning(
     code, result = check(tmp_path / "shop-a", capsys=capsys)
     (found,) = [one for one in result["checks"] if one["what"] == "card and clicks"]
     assert (code, found["ok"], found["warns"]) == (0, True, True)
-    assert "50.0% of the training rows are clicks, and model.prior_click_rate = 0.03" in found["says"]
+    assert "50.0% of the rows are clicks, and model.prior_click_rate = 0.03" in found["says"]
 
 
 def spoil(folder: Path, **keys: Any) -> None:

@@ -129,6 +129,7 @@ def test_fitted_on_a_log_it_holds_in_the_stream() -> None:
         (0.85, 0.5, True),
         (0.03, 0.03, False),
         (0.5, 0.03, True),
+        (1e-5, 0.001, False),
     ],
 )
 def test_a_prior_is_far_by_its_logit(rate: float, prior: float, far: bool) -> None:

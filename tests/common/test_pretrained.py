@@ -88,7 +88,7 @@ def test_fingerprint_follows_the_tokenizer_and_the_config_too(tiny: Path, copy: 
     assert changed.weights_sha256 == locate(f"path:{tiny}").weights_sha256
 
 
-@pytest.mark.parametrize("name", ["bpe.codes", "spm.model", "merges.txt"])
+@pytest.mark.parametrize("name", ["bpe.codes", "spm.model", "tokenizer.4.0.0.json"])
 def test_fingerprint_follows_what_a_tokenizer_reads_beside_its_vocabulary(tiny: Path, copy: Path, name: str) -> None:
     (copy / name).write_text("a b\n")
     first = locate(f"path:{copy}").fingerprint
@@ -266,12 +266,12 @@ def test_a_tokenizer_that_reads_a_file_that_nobody_compares_is_refused(
 ) -> None:
     import transformers
 
-    (copy / "emoji.json").write_text("{}")
+    (copy / "codes.json").write_text("{}")
     load_text_encoder(locate(f"path:{copy}"))  # which this tokenizer does not read
     names = transformers.PreTrainedTokenizerFast.vocab_files_names
-    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "vocab_files_names", names | {"emoji": "emoji.json"})
-    monkeypatch.setattr(transformers.BertTokenizer, "vocab_files_names", names | {"emoji": "emoji.json"})
-    with pytest.raises(PretrainedError, match=r"reads emoji\.json, which partners do not compare"):
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "vocab_files_names", names | {"codes": "codes.json"})
+    monkeypatch.setattr(transformers.BertTokenizer, "vocab_files_names", names | {"codes": "codes.json"})
+    with pytest.raises(PretrainedError, match=r"reads codes\.json, which partners do not compare"):
         load_text_encoder(locate(f"path:{copy}"))
 
 

@@ -243,6 +243,7 @@ def test_a_key_that_was_issued_to_another_partner_is_refused(operator: Operator)
     ("run", "says"),
     [
         ({"privacy": {"fixed_seed": 7}}, "whoever knows it can remove the noise"),
+        ({"data": {"measure_click_rate": True}, "privacy": {"mode": "none"}}, "a deployment measures nothing"),
         ({"simulation": {"dropout_rate": 0.1}}, "real partners play no faults"),
         ({"privacy": {"delta": 0.001}}, "a delta of 1 / users"),
         ({"aggregation": {"min_partners": 5}}, "at most the 4 partners"),

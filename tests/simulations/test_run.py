@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import client.desk
 import server.app
 from common.config import Config, dump_config, load_config, parse_config
-from common.errors import BudgetExhausted, CheckpointError, Stopped, UsageError
+from common.errors import BudgetExhausted, CheckpointError, ConfigError, Stopped, UsageError
 from common.messages import TrainTask
 from common.privacy.ledger import Ledger
 from common.runfolder import RunFolder
@@ -234,6 +234,9 @@ def test_without_privacy_the_prior_may_be_measured(config: Config, tmp_path: Pat
     assert own.model.prior_click_rate == pytest.approx(trained["clicked"].mean(), abs=1e-4)
     assert stable(run(plain, tmp_path / "run", resume=True)) == stable(first)
     assert stable(run(own, tmp_path / "again")) == stable(first)
+    other = replace(plain, model=replace(plain.model, prior_click_rate=0.4))
+    with pytest.raises(ConfigError, match=r"model\.prior_click_rate = 0\.4 and data\.measure_click_rate = true"):
+        run(other, tmp_path / "other")
 
 
 @pytest.mark.parametrize(("prior", "said"), [(0.3, False), (0.9, True)])
@@ -241,7 +244,7 @@ def test_a_prior_far_from_the_clicks_is_said(prior: float, said: bool, config: C
     text = io.StringIO()
     other = replace(config, model=replace(config.model, prior_click_rate=prior))
     simulate(other, RunFolder(tmp_path / "run"), Console(file=text, width=300))
-    assert ("model.prior_click_rate = 0.9: training will spend its rounds" in text.getvalue()) == said
+    assert ("model.prior_click_rate = 0.9: training will spend its first rounds" in text.getvalue()) == said
 
 
 def test_ctrl_c_stops_cleanly_and_leaves_a_resumable_run(config: Config, tmp_path: Path) -> None:
