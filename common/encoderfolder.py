@@ -33,14 +33,12 @@ _SETTINGS = (
     "emoji.json",
     "normalizer.json",
     "entity_vocab.json",
-    "spm_char.model",
     "byte_maps.json",
     "word_shape.json",
     "word_pronunciation.json",
     "tekken.json",
 )
 _VERSIONS = ("tokenizer.*.json", "*.model")  # such as tokenizer.4.0.0.json, which fast_tokenizer_files may name
-_BARTPHO = ("sentencepiece.bpe.model", "dict.txt")  # a dict.txt alone is of the program that trained the encoder
 _PROMPTS = "config_sentence_transformers.json"  # the file in which sentence-transformers keeps prefixes
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # BERT and most others, DistilBERT, GPT-2, others
@@ -115,8 +113,8 @@ def _tokenizer_files(folder: Path, spec: str) -> tuple[str, ...]:
         # transformers would go on with an empty tokenizer, and every text would look the same
         raise PretrainedError(f"{spec}: no tokenizer files; one of {', '.join(_VOCABULARIES)} must be in the folder")
     names = {*_VOCABULARIES, *_SETTINGS, *(path.name for pattern in _VERSIONS for path in folder.glob(pattern))}
-    if all((folder / file).is_file() for file in _BARTPHO):
-        names.update(_BARTPHO)
+    if (folder / "sentencepiece.bpe.model").is_file():
+        names.add("dict.txt")  # BARTpho reads both; without the first it is of the program that trained the encoder
     return tuple(sorted(file for file in names if (folder / file).is_file()))
 
 
